@@ -1,0 +1,210 @@
+# shellcheck shell=bash disable=SC2034,SC2119,SC2120
+# Shared by the scripts in this folder: paths, messages, logs, the lock. Sourced, never run.
+
+set -euo pipefail
+
+top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/linux-large-pages
+jobs=$(nproc)
+base_version=7.3.4
+export LP_START=${LP_START:-$(date +%s)}
+
+# The one author identity of the series; whoever posts it signs it off.
+author_name="Linux Large Pages"
+author_email="linux-large-pages@project.invalid"
+
+# What only a kernel that is broken, or about to be, prints. KTAP lines of
+# in-kernel tests and the boot's own "BUG" free banner do not match.
+splat_re='WARNING:|BUG:|Oops:|Kernel panic|general protection fault|INFO: (task .* blocked|rcu|possible)'
+splat_re+='|possible (recursive|circular|irq lock)|suspicious RCU|held lock freed|refcount_t:|soft lockup|rcu: .*stall'
+
+say() {
+	local t=$(($(date +%s) - LP_START))
+	printf '[%02d:%02d] %s\n' $((t / 60)) $((t % 60)) "$*" >&2
+}
+
+# die MESSAGE [WHAT TO DO NEXT]: status 1, or $DIE_STATUS
+die() {
+	printf '%s: %s\n' "$(basename "$0")" "$1" >&2
+	[ $# -lt 2 ] || printf '  next: %s\n' "$2" >&2
+	exit "${DIE_STATUS:-1}"
+}
+
+# usage: prints the comment block below the #! line of the calling script
+usage() {
+	sed -n '2,/^[^#]/{s/^# \{0,1\}//p}' "$0"
+	exit 0
+}
+
+bad_option() {
+	die "unknown argument '$1'" "$(basename "$0") --help"
+}
+
+need_value() { # need_value OPTION [VALUE...]
+	[ $# -ge 2 ] || die "$1 needs a value" "$(basename "$0") --help"
+}
+
+check_arch() {
+	case $1 in
+	x86_64 | arm64) ;;
+	*) die "unknown architecture '$1'" "use x86_64 or arm64" ;;
+	esac
+}
+
+check_tree() {
+	case $1 in
+	base | series | check) ;;
+	*) die "unknown tree '$1'" "use base or series" ;;
+	esac
+}
+
+check_fragment() {
+	[ -f "$top/configs/$1.config" ] || die "no config fragment '$1'" \
+		"one of: $(cd "$top/configs" && echo *.config | sed 's/\.config//g')"
+}
+
+# What most scripts take: ARCH TREE [--config FRAGMENT]... kernel_arg reads one
+# argument (and its value) and sets shifted; kernel_args_done checks the whole
+# and leaves arch, tree, fragments, and config_options to hand on.
+fragments=() config_options=() positional=()
+kernel_arg() {
+	shifted=1
+	case $1 in
+	--help | -h) usage ;;
+	--config)
+		need_value "$@"
+		check_fragment "$2"
+		fragments+=("$2")
+		config_options+=(--config "$2")
+		shifted=2
+		;;
+	-*) bad_option "$1" ;;
+	*) positional+=("$1") ;;
+	esac
+}
+
+kernel_args_done() {
+	[ ${#positional[@]} -ge 2 ] || die "ARCH and TREE are needed" "$(basename "$0") --help"
+	arch=${positional[0]} tree=${positional[1]}
+	check_arch "$arch"
+	check_tree "$tree"
+}
+
+no_more_args() {
+	[ ${#positional[@]} -le 2 ] || bad_option "${positional[2]}"
+}
+
+tree_dir() {
+	case $1 in
+	series) echo "$cache/linux" ;;
+	*) echo "$cache/$1" ;;
+	esac
+}
+
+# build_dir ARCH TREE [FRAGMENT...]: a direct child of the tree, so that every
+# compiler command line is the same in all trees and ccache shares objects
+build_dir() {
+	local arch=$1 tree=$2
+	shift 2
+	local IFS=-
+	echo "$(tree_dir "$tree")/build-$arch${*:+-$*}"
+}
+
+kernel_image() { # kernel_image ARCH BUILD-DIR
+	case $1 in
+	x86_64) echo "$2/arch/x86/boot/bzImage" ;;
+	arm64) echo "$2/arch/arm64/boot/Image" ;;
+	esac
+}
+
+# kmake ARCH TREE O-DIR-NAME TARGET...: make with what every build here shares
+kmake() {
+	local arch=$1 dir=$2 out=$3 cross=
+	shift 3
+	[ "$arch" = "$(uname -m)" ] || case $arch in
+	arm64) [ "$(uname -m)" = aarch64 ] || cross=aarch64-linux-gnu- ;;
+	x86_64) cross=x86_64-linux-gnu- ;;
+	esac
+	CCACHE_DIR=$cache/ccache CCACHE_NOHASHDIR=1 CCACHE_MAXSIZE=10G \
+		LOCALVERSION= KBUILD_BUILD_TIMESTAMP=0 \
+		KBUILD_BUILD_USER=user KBUILD_BUILD_HOST=host \
+		make -C "$dir" O="$out" ARCH="$arch" CROSS_COMPILE="$cross" \
+		CC="ccache ${cross}gcc" -j"$jobs" "$@"
+}
+
+# logged NAME COMMAND...: runs it with its output in a log file; says where it
+# stands every half minute, and shows the end of the log when it fails
+logged() {
+	local name=$1 log=$cache/log/$1.log status=0 ticker
+	shift
+	mkdir -p "$cache/log"
+	say "$name ..."
+	(
+		trap 'kill $!; exit' TERM
+		while sleep 30 & wait $!; do
+			say "$name: $(wc -l <"$log") lines, last: $(tail -n 1 "$log" | cut -c1-70)"
+		done
+	) 9>&- &
+	ticker=$!
+	# shellcheck disable=SC2064
+	trap "kill $ticker 2>/dev/null" EXIT
+	"$@" >"$log" 2>&1 || status=$?
+	kill $ticker 2>/dev/null || true
+	wait $ticker 2>/dev/null || true
+	trap - EXIT
+	if [ $status -ne 0 ]; then
+		tail -n 25 "$log" >&2
+		DIE_STATUS=${FAIL_STATUS:-1} die "$name failed (status $status)" "read $log"
+	fi
+	say "$name done"
+}
+
+# One run at a time works in the cache; scripts started by the holder share it.
+take_lock() {
+	[ -z "${LP_LOCKED:-}" ] || return 0
+	mkdir -p "$cache"
+	exec 9<>"$cache/lock"
+	flock -n 9 || die "another run (process $(cat "$cache/lock")) is using $cache" \
+		"wait for it, or give this one a cache of its own: XDG_CACHE_HOME=DIR $(basename "$0")"
+	: >"$cache/lock"
+	echo $$ >&9
+	export LP_LOCKED=$$
+}
+
+# series_patches [TOPIC]: the patch files in order, relative to the top
+series_patches() {
+	grep -v '^#' "$top/series" | grep "^patches/${1:-[^/]*}/" || true
+}
+
+# id of what the series would apply
+series_id() {
+	{ cat "$top/series"; series_patches | (cd "$top" && xargs -r cat); } | sha256sum
+}
+
+series_topics() {
+	sed -n 's/^# //p' "$top/series"
+}
+
+# id of what a tree holds: the same content, the same id
+tree_id() {
+	git -C "$(tree_dir "$1")" rev-parse 'HEAD^{tree}'
+}
+
+# What a check found, one line each; scripts/test counts these lines.
+passed() { printf 'ok: %s\n' "$*"; }
+failed() { printf 'FAILED: %s\n' "$*"; }
+skipped() { printf 'skipped: %s\n' "$*"; }
+
+# verdict NAME COMMAND...: passed or failed by the command's status; a failing
+# command's output is shown
+verdict() {
+	local name=$1 output status=0
+	shift
+	output=$("$@" 2>&1) || status=$?
+	if [ $status -eq 0 ]; then
+		passed "$name"
+	else
+		printf '%s\n' "$output" | tail -n 40
+		failed "$name"
+	fi
+}

@@ -1,0 +1,274 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Benchmarks of how large pages are mapped, moved, migrated and unmapped.
+ *
+ * Meant for a guest whose clock counts instructions (qemu -icount shift=0):
+ * then a nanosecond of CLOCK_MONOTONIC is one instruction. Prints a line for
+ * each repeat: name, nanoseconds.
+ *
+ *	mm_bench NAME REPEATS
+ */
+#define _GNU_SOURCE
+#include <err.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#define KB	1024UL
+#define MB	(1024 * KB)
+#define GB	(1024 * MB)
+
+#define MPOL_MF_MOVE	(1 << 1)
+
+static uint64_t now(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return t.tv_sec * 1000000000ULL + t.tv_nsec;
+}
+
+static void report(const char *name, uint64_t start)
+{
+	printf("%s %llu\n", name, (unsigned long long)(now() - start));
+	fflush(stdout);
+}
+
+static void put(const char *path, const char *value)
+{
+	int fd = open(path, O_WRONLY);
+
+	if (fd < 0 || write(fd, value, strlen(value)) != (ssize_t)strlen(value))
+		err(1, "%s", path);
+	close(fd);
+}
+
+static unsigned long get(const char *path)
+{
+	unsigned long value;
+	FILE *f = fopen(path, "r");
+
+	if (!f || fscanf(f, "%lu", &value) != 1)
+		err(1, "%s", path);
+	fclose(f);
+	return value;
+}
+
+/* Only folios of this size for anonymous memory; 4: none but single pages */
+static void thp_size(unsigned int kb)
+{
+	static const unsigned int sizes[] = { 16, 32, 64, 128, 256, 512, 1024, 2048 };
+	char path[128];
+	size_t i;
+
+	for (i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++) {
+		snprintf(path, sizeof(path),
+			 "/sys/kernel/mm/transparent_hugepage/hugepages-%ukB/enabled", sizes[i]);
+		put(path, sizes[i] == kb ? "always" : "never");
+	}
+}
+
+static unsigned long nr_anon(unsigned int kb)
+{
+	char path[128];
+
+	snprintf(path, sizeof(path),
+		 "/sys/kernel/mm/transparent_hugepage/hugepages-%ukB/stats/nr_anon", kb);
+	return get(path);
+}
+
+/* @size bytes of anonymous memory in folios of @kb KiB, mapped by PTEs */
+static char *anon(size_t size, unsigned int kb)
+{
+	unsigned long before = 0;
+	size_t i;
+	char *p;
+
+	thp_size(kb);
+	if (kb > 4)
+		before = nr_anon(kb);
+	p = mmap(NULL, size + 2 * MB, PROT_READ | PROT_WRITE,
+		 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (p == MAP_FAILED)
+		err(1, "mmap");
+	p = (char *)(((uintptr_t)p + 2 * MB - 1) & ~(2 * MB - 1));
+	for (i = 0; i < size; i += 4 * KB)
+		p[i] = 1;
+	if (kb > 4 && nr_anon(kb) - before < size / (kb * KB))
+		errx(1, "only %lu folios of %u KiB", nr_anon(kb) - before, kb);
+	/* changing one page's protection splits the PMD, not the folio */
+	for (i = 0; kb == 2048 && i < size; i += 2 * MB)
+		if (mprotect(p + i, 4 * KB, PROT_READ) ||
+		    mprotect(p + i, 4 * KB, PROT_READ | PROT_WRITE))
+			err(1, "mprotect");
+	return p;
+}
+
+static void move_to(char *p, size_t size, size_t step, int node)
+{
+	unsigned long i, n = size / step;
+	void **pages = calloc(n, sizeof(*pages));
+	int *nodes = calloc(n, sizeof(*nodes)), *status = calloc(n, sizeof(*status));
+
+	for (i = 0; i < n; i++) {
+		pages[i] = p + i * step;
+		nodes[i] = node;
+	}
+	if (syscall(SYS_move_pages, 0, n, pages, nodes, status, MPOL_MF_MOVE))
+		err(1, "move_pages");
+	for (i = 0; i < n; i++)
+		if (status[i] != node)
+			errx(1, "folio %lu is on node %d", i, status[i]);
+	free(pages);
+	free(nodes);
+	free(status);
+}
+
+/* 1024 fully mapped folios of 64 KiB to the other node and back */
+static void migrate_64k(int repeats)
+{
+	char *p = anon(64 * MB, 64);
+	uint64_t start;
+
+	move_to(p, 64 * MB, 64 * KB, 0);
+	while (repeats--) {
+		start = now();
+		move_to(p, 64 * MB, 64 * KB, 1);
+		move_to(p, 64 * MB, 64 * KB, 0);
+		report("migrate-64k", start);
+	}
+}
+
+static char *gigabyte_hole(void)
+{
+	char *p = mmap(NULL, 2 * GB, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	if (p == MAP_FAILED)
+		err(1, "mmap");
+	return (char *)(((uintptr_t)p + GB - 1) & ~(GB - 1));
+}
+
+/*
+ * 1 GiB of hugetlb pages to another aligned gigabyte. Shared: the page table is
+ * shared with a second process before, as in a database; touching the pages
+ * again where they moved to is part of the price.
+ */
+static void hugetlb_mremap(int shared, int touch, int repeats)
+{
+	int go[2];
+	char *p = gigabyte_hole(), *q, c = 0;
+	uint64_t start;
+	size_t i;
+	pid_t child = 0;
+
+	put("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages", "512");
+	p = mmap(p, GB, PROT_READ | PROT_WRITE, MAP_FIXED | MAP_ANONYMOUS | MAP_HUGETLB |
+		 (shared ? MAP_SHARED : MAP_PRIVATE), -1, 0);
+	if (p == MAP_FAILED)
+		err(1, "hugetlb mmap");
+	if (shared) {
+		if (pipe(go))
+			err(1, "pipe");
+		child = fork();
+		for (i = 0; i < GB; i += 2 * MB)
+			p[i] = 1;
+		if (!child) {
+			close(go[1]);
+			_exit(read(go[0], &c, 1));
+		}
+	}
+	for (i = 0; touch && i < GB; i += 2 * MB)
+		p[i] = 1;
+	while (repeats--) {
+		q = gigabyte_hole();
+		start = now();
+		if (mremap(p, GB, GB, MREMAP_MAYMOVE | MREMAP_FIXED, q) != q)
+			err(1, "mremap");
+		for (i = 0; shared && i < GB; i += 2 * MB)
+			((volatile char *)q)[i];
+		report(shared ? "hugetlb-move-shared" :
+		       touch ? "hugetlb-move-private" : "hugetlb-move-untouched", start);
+		p = q;
+	}
+	if (child) {
+		close(go[1]);
+		waitpid(child, NULL, 0);
+	}
+	munmap(p, GB);
+	put("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages", "0");
+}
+
+/* fork with 64 MiB mapped, the child's exit, and munmap */
+static void map_unmap(const char *size, unsigned int kb, int repeats)
+{
+	char name[64], c = 0;
+	uint64_t start;
+	pid_t child;
+	int go[2];
+	char *p;
+
+	while (repeats--) {
+		p = anon(64 * MB, kb);
+		if (pipe(go))
+			err(1, "pipe");
+		start = now();
+		child = fork();
+		if (child < 0)
+			err(1, "fork");
+		if (!child) {
+			close(go[1]);
+			_exit(read(go[0], &c, 1));
+		}
+		snprintf(name, sizeof(name), "fork-%s", size);
+		report(name, start);
+		/* let the child run until it waits: only its exit is counted */
+		usleep(10000);
+		close(go[0]);
+		start = now();
+		close(go[1]);
+		if (waitpid(child, NULL, 0) != child)
+			err(1, "waitpid");
+		snprintf(name, sizeof(name), "exit-%s", size);
+		report(name, start);
+		start = now();
+		if (munmap(p, 64 * MB))
+			err(1, "munmap");
+		snprintf(name, sizeof(name), "munmap-%s", size);
+		report(name, start);
+	}
+}
+
+int main(int argc, char **argv)
+{
+	int repeats = argc > 2 ? atoi(argv[2]) : 0;
+	const char *name = argc > 1 ? argv[1] : "";
+
+	if (repeats < 1)
+		errx(2, "usage: mm_bench NAME REPEATS");
+	put("/sys/kernel/mm/transparent_hugepage/enabled", "always");
+	if (!strcmp(name, "migrate-64k"))
+		migrate_64k(repeats);
+	else if (!strcmp(name, "hugetlb-move-private"))
+		hugetlb_mremap(0, 1, repeats);
+	else if (!strcmp(name, "hugetlb-move-untouched"))
+		hugetlb_mremap(0, 0, repeats);
+	else if (!strcmp(name, "hugetlb-move-shared"))
+		hugetlb_mremap(1, 1, repeats);
+	else if (!strcmp(name, "map-4k"))
+		map_unmap("4k", 4, repeats);
+	else if (!strcmp(name, "map-64k"))
+		map_unmap("64k", 64, repeats);
+	else if (!strcmp(name, "map-2m-by-pte"))
+		map_unmap("2m-by-pte", 2048, repeats);
+	else
+		errx(2, "no benchmark '%s'", name);
+	return 0;
+}
