@@ -1,0 +1,642 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * What /proc/PID/pagemap and /proc/kpagecount say about how often a page is
+ * mapped: bit 56 of a pagemap entry (PM_MMAP_EXCLUSIVE) for every page of a
+ * PMD-mapped THP of which another process maps only a part, and the count of
+ * pages that cannot be mapped.
+ *
+ * A kernel that does not count the mappings of each page of a large folio
+ * (CONFIG_NO_PAGE_MAPCOUNT) sets the bit for all pages of the folio or for
+ * none: see Documentation/admin-guide/mm/pagemap.rst.
+ */
+#define _GNU_SOURCE
+#include "kselftest_harness.h"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "hugepage_settings.h"
+#include "vm_util.h"
+
+/* Which pages of the area does the child keep mapped? */
+typedef bool (*keep_fn)(unsigned long idx, unsigned long nr);
+
+static bool keep_first(unsigned long idx, unsigned long nr)
+{
+	return !idx;
+}
+
+static bool keep_all_but_first(unsigned long idx, unsigned long nr)
+{
+	return idx;
+}
+
+static bool keep_last(unsigned long idx, unsigned long nr)
+{
+	return idx == nr - 1;
+}
+
+static bool keep_second_half(unsigned long idx, unsigned long nr)
+{
+	return idx >= nr / 2;
+}
+
+static bool keep_every_other(unsigned long idx, unsigned long nr)
+{
+	return idx % 2;
+}
+
+static bool keep_all(unsigned long idx, unsigned long nr)
+{
+	return true;
+}
+
+static bool keep_none(unsigned long idx, unsigned long nr)
+{
+	return false;
+}
+
+enum page_mapcount {
+	MAPCOUNT_UNKNOWN,
+	MAPCOUNT_PER_PAGE,	/* CONFIG_PAGE_MAPCOUNT */
+	MAPCOUNT_PER_FOLIO,	/* CONFIG_NO_PAGE_MAPCOUNT */
+};
+
+static enum page_mapcount page_mapcount_mode(void)
+{
+	enum page_mapcount mode = MAPCOUNT_UNKNOWN;
+	char line[256];
+	FILE *fp;
+
+	fp = popen("zcat /proc/config.gz 2>/dev/null || cat /boot/config-$(uname -r) 2>/dev/null",
+		   "r");
+	if (!fp)
+		return mode;
+
+	while (fgets(line, sizeof(line), fp)) {
+		if (!strcmp(line, "CONFIG_PAGE_MAPCOUNT=y\n"))
+			mode = MAPCOUNT_PER_PAGE;
+		else if (!strcmp(line, "CONFIG_NO_PAGE_MAPCOUNT=y\n"))
+			mode = MAPCOUNT_PER_FOLIO;
+	}
+	pclose(fp);
+
+	return mode;
+}
+
+/* In the parent of all tests: its exit() restores what is changed here. */
+static void __attribute__((constructor)) setup_thp(void)
+{
+	unsigned long pmd_size = read_pmd_pagesize();
+	struct thp_settings settings;
+	int order;
+
+	if (geteuid() || !pmd_size)
+		return;
+
+	thp_save_settings();
+	thp_read_settings(&settings);
+	order = sz2ord(pmd_size, getpagesize());
+	settings.thp_enabled = THP_MADVISE;
+	settings.thp_defrag = THP_DEFRAG_MADVISE;
+	settings.hugepages[order].enabled = THP_INHERIT;
+	settings.shmem_enabled = SHMEM_ADVISE;
+	settings.shmem_hugepages[order].enabled = SHMEM_INHERIT;
+	thp_push_settings(&settings);
+}
+
+FIXTURE(pagemap_exclusive)
+{
+	unsigned long page_size;
+	unsigned long pmd_size;
+	unsigned long nr;		/* pages of a PMD */
+	enum page_mapcount mode;
+	char *reserved;
+	char *area;
+	uint64_t *entries;
+	int memfd;
+	int pagemap;
+	int child_pagemap;
+	pid_t child;
+	int ready[2];
+};
+
+FIXTURE_VARIANT(pagemap_exclusive)
+{
+	bool shmem;
+};
+
+FIXTURE_VARIANT_ADD(pagemap_exclusive, anon)
+{
+	.shmem = false,
+};
+
+FIXTURE_VARIANT_ADD(pagemap_exclusive, shmem)
+{
+	.shmem = true,
+};
+
+FIXTURE_SETUP(pagemap_exclusive)
+{
+	unsigned long start;
+
+	self->memfd = -1;
+	self->pagemap = -1;
+	self->child_pagemap = -1;
+	self->ready[0] = -1;
+	self->ready[1] = -1;
+	self->reserved = MAP_FAILED;
+
+	if (geteuid())
+		SKIP(return, "root is needed to enable THP");
+
+	self->page_size = getpagesize();
+	self->pmd_size = read_pmd_pagesize();
+	if (!self->pmd_size)
+		SKIP(return, "the kernel has no PMD-sized THP");
+	self->nr = self->pmd_size / self->page_size;
+
+	self->mode = page_mapcount_mode();
+	if (self->mode == MAPCOUNT_UNKNOWN)
+		SKIP(return,
+		     "kernel configuration unknown: is CONFIG_PAGE_MAPCOUNT set?");
+
+	self->pagemap = open("/proc/self/pagemap", O_RDONLY);
+	ASSERT_GE(self->pagemap, 0);
+	self->entries = calloc(self->nr, sizeof(*self->entries));
+	ASSERT_NE(self->entries, NULL);
+	ASSERT_EQ(pipe(self->ready), 0);
+
+	/* A PMD of its own: what is left of the reservation is PROT_NONE. */
+	self->reserved = mmap(NULL, 3 * self->pmd_size, PROT_NONE,
+			      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	ASSERT_NE(self->reserved, MAP_FAILED);
+	start = (unsigned long)self->reserved + self->pmd_size;
+	start &= ~(self->pmd_size - 1);
+	self->area = (char *)start;
+
+	if (variant->shmem) {
+		self->memfd = memfd_create("pagemap_exclusive", MFD_CLOEXEC);
+		ASSERT_GE(self->memfd, 0);
+		ASSERT_EQ(ftruncate(self->memfd, self->pmd_size), 0);
+	}
+	ASSERT_EQ(mmap(self->area, self->pmd_size, PROT_READ | PROT_WRITE,
+		       MAP_FIXED | (variant->shmem ? MAP_SHARED :
+				    MAP_PRIVATE | MAP_ANONYMOUS),
+		       self->memfd, 0), self->area);
+}
+
+static void kill_child(FIXTURE_DATA(pagemap_exclusive) * self)
+{
+	if (self->child_pagemap >= 0)
+		close(self->child_pagemap);
+	self->child_pagemap = -1;
+	if (self->child > 0) {
+		kill(self->child, SIGKILL);
+		waitpid(self->child, NULL, 0);
+	}
+	self->child = 0;
+}
+
+FIXTURE_TEARDOWN(pagemap_exclusive)
+{
+	kill_child(self);
+	if (self->reserved != MAP_FAILED)
+		munmap(self->reserved, 3 * self->pmd_size);
+	if (self->memfd >= 0)
+		close(self->memfd);
+	if (self->pagemap >= 0)
+		close(self->pagemap);
+	if (self->ready[0] >= 0) {
+		close(self->ready[0]);
+		close(self->ready[1]);
+	}
+	free(self->entries);
+}
+
+static bool is_pmd_mapped(FIXTURE_DATA(pagemap_exclusive) * self, bool shmem)
+{
+	if (shmem)
+		return check_huge_shmem(self->area, self->pmd_size, 1,
+					self->pmd_size);
+	return check_huge_anon(self->area, self->pmd_size, 1, self->pmd_size);
+}
+
+/* Populate the area by one PMD-mapped THP. */
+static bool populate_thp(FIXTURE_DATA(pagemap_exclusive) * self, bool shmem)
+{
+	if (madvise(self->area, self->pmd_size, MADV_HUGEPAGE))
+		return false;
+	memset(self->area, 1, self->pmd_size);
+	return is_pmd_mapped(self, shmem);
+}
+
+static void child_main(FIXTURE_DATA(pagemap_exclusive) * self, keep_fn keep)
+{
+	unsigned long i, next;
+	char c = 0;
+
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+
+	for (i = 0; i < self->nr; i = next) {
+		char *addr = self->area + i * self->page_size;
+
+		for (next = i + 1; next < self->nr; next++)
+			if (keep(next, self->nr) != keep(i, self->nr))
+				break;
+		if (!keep(i, self->nr) &&
+		    munmap(addr, (next - i) * self->page_size))
+			_exit(1);
+	}
+
+	/* Shared memory is not mapped before it is touched; do not write. */
+	for (i = 0; i < self->nr; i++)
+		if (keep(i, self->nr))
+			FORCE_READ(self->area[i * self->page_size]);
+
+	if (write(self->ready[1], &c, 1) != 1)
+		_exit(1);
+	for (;;)
+		pause();
+}
+
+/* Returns with a child that waits and maps just what is to be kept. */
+static bool start_child(FIXTURE_DATA(pagemap_exclusive) * self, keep_fn keep)
+{
+	char path[64];
+	char c;
+
+	self->child = fork();
+	if (!self->child)
+		child_main(self, keep);
+	if (self->child < 0)
+		return false;
+
+	/* Only the child can write to the pipe: EOF if it failed. */
+	close(self->ready[1]);
+	self->ready[1] = -1;
+	if (read(self->ready[0], &c, 1) != 1)
+		return false;
+
+	snprintf(path, sizeof(path), "/proc/%d/pagemap", self->child);
+	self->child_pagemap = open(path, O_RDONLY);
+	return self->child_pagemap >= 0;
+}
+
+/*
+ * Compare all pages of the area with what they must be in one process. Read
+ * them by one read(), and one by one: the latter walk begins amid the PMD.
+ */
+static void check_process(struct __test_metadata *_metadata,
+			  FIXTURE_DATA(pagemap_exclusive) * self,
+			  bool is_child, keep_fn keep, bool large)
+{
+	const char *who = is_child ? "child" : "parent";
+	int fd = is_child ? self->child_pagemap : self->pagemap;
+	unsigned long not_present = 0, false_set = 0, false_clear = 0;
+	unsigned long expected = 0, reported = 0, differ = 0;
+	unsigned long first_wrong = self->nr;
+	ssize_t size = self->nr * sizeof(*self->entries);
+	off_t offset = (unsigned long)self->area / self->page_size *
+		       sizeof(*self->entries);
+	bool any_kept = false;
+	unsigned long i;
+
+	for (i = 0; i < self->nr; i++)
+		any_kept |= keep(i, self->nr);
+
+	ASSERT_EQ(pread(fd, self->entries, size, offset), size);
+
+	for (i = 0; i < self->nr; i++) {
+		uint64_t entry = self->entries[i];
+		bool exclusive = entry & PM_MMAP_EXCLUSIVE;
+		bool shared = keep(i, self->nr);
+		bool want;
+
+		if (large && self->mode == MAPCOUNT_PER_FOLIO)
+			shared = any_kept;
+		/* What the child has mapped the parent has mapped, too. */
+		want = !is_child && !shared;
+
+		if (pagemap_get_entry(fd, self->area + i * self->page_size) !=
+		    entry)
+			differ++;
+
+		if (is_child && !keep(i, self->nr)) {
+			/* Unmapped, nothing must be reported. */
+			if (entry & (PM_PRESENT | PM_MMAP_EXCLUSIVE))
+				false_set++;
+			continue;
+		}
+		if (!(entry & PM_PRESENT)) {
+			not_present++;
+			continue;
+		}
+		expected += want;
+		reported += exclusive;
+		if (exclusive == want)
+			continue;
+		if (exclusive)
+			false_set++;
+		else
+			false_clear++;
+		if (first_wrong == self->nr)
+			first_wrong = i;
+	}
+
+	EXPECT_EQ(not_present, 0) {
+		TH_LOG("%s: %lu of %lu pages are not mapped", who, not_present,
+		       self->nr);
+	}
+	EXPECT_EQ(false_set + false_clear, 0) {
+		TH_LOG("%s: reported exclusive %lu of %lu pages where %lu are",
+		       who, reported, self->nr, expected);
+		TH_LOG("%s: %lu wrongly set, %lu wrongly clear, first: page %lu",
+		       who, false_set, false_clear, first_wrong);
+	}
+	EXPECT_EQ(differ, 0) {
+		TH_LOG("%s: %lu of %lu entries differ when read one by one",
+		       who, differ, self->nr);
+	}
+}
+
+static void check_both(struct __test_metadata *_metadata,
+		       FIXTURE_DATA(pagemap_exclusive) * self,
+		       keep_fn keep, bool large)
+{
+	/* Nobody else has ever mapped it. */
+	check_process(_metadata, self, /* is_child = */ false, keep_none, large);
+
+	ASSERT_TRUE(start_child(self, keep)) {
+		TH_LOG("The child could not set up its mappings");
+	}
+	check_process(_metadata, self, /* is_child = */ true, keep, large);
+	check_process(_metadata, self, /* is_child = */ false, keep, large);
+}
+
+static void check_thp(struct __test_metadata *_metadata,
+		      FIXTURE_DATA(pagemap_exclusive) * self,
+		      bool shmem, keep_fn keep)
+{
+	if (!populate_thp(self, shmem))
+		SKIP(return, "no PMD-mapped THP could be allocated");
+
+	check_both(_metadata, self, keep, /* large = */ true);
+	/* Was this about a PMD to the end? */
+	ASSERT_TRUE(is_pmd_mapped(self, shmem)) {
+		TH_LOG("The parent's PMD mapping got lost");
+	}
+}
+
+/* The child keeps one page: in the parent all pages but that one are exclusive. */
+TEST_F(pagemap_exclusive, first_page_shared)
+{
+	check_thp(_metadata, self, variant->shmem, keep_first);
+}
+
+TEST_F(pagemap_exclusive, last_page_shared)
+{
+	check_thp(_metadata, self, variant->shmem, keep_last);
+}
+
+/* The child keeps all pages but one: in the parent that one is exclusive. */
+TEST_F(pagemap_exclusive, all_but_first_page_shared)
+{
+	check_thp(_metadata, self, variant->shmem, keep_all_but_first);
+}
+
+TEST_F(pagemap_exclusive, second_half_shared)
+{
+	check_thp(_metadata, self, variant->shmem, keep_second_half);
+}
+
+TEST_F(pagemap_exclusive, every_other_page_shared)
+{
+	check_thp(_metadata, self, variant->shmem, keep_every_other);
+}
+
+/* Controls: all or nothing, where every page is as the first one. */
+TEST_F(pagemap_exclusive, fully_shared)
+{
+	check_thp(_metadata, self, variant->shmem, keep_all);
+}
+
+TEST_F(pagemap_exclusive, fully_exclusive)
+{
+	check_thp(_metadata, self, variant->shmem, keep_none);
+}
+
+/* Control: the parent maps the THP by PTEs. */
+TEST_F(pagemap_exclusive, pte_mapped)
+{
+	unsigned long i;
+
+	if (!populate_thp(self, variant->shmem))
+		SKIP(return, "no PMD-mapped THP could be allocated");
+
+	ASSERT_EQ(mprotect(self->area, self->page_size, PROT_READ), 0);
+	for (i = 0; i < self->nr; i++)
+		FORCE_READ(self->area[i * self->page_size]);
+	check_both(_metadata, self, keep_every_other, /* large = */ true);
+}
+
+/* Control: small folios are counted one by one in every configuration. */
+TEST_F(pagemap_exclusive, small_folios)
+{
+	ASSERT_EQ(madvise(self->area, self->pmd_size, MADV_NOHUGEPAGE), 0);
+	memset(self->area, 1, self->pmd_size);
+	check_both(_metadata, self, keep_every_other, /* large = */ false);
+}
+
+/* Pages of these types share the place of their mapcount with the type. */
+#define KPF_SLAB	BIT_ULL(7)
+#define KPF_BUDDY	BIT_ULL(10)
+#define KPF_OFFLINE	BIT_ULL(23)
+#define KPF_PGTABLE	BIT_ULL(26)
+#define KPF_TYPES	(KPF_SLAB | KPF_BUDDY | KPF_OFFLINE | KPF_PGTABLE)
+#define KPF_NOPAGE	BIT_ULL(20)
+
+/* How many PFNs to read at once, and how many pages to look at altogether. */
+#define CHUNK		4096UL
+#define MAX_PAGES	(1024 * CHUNK)
+
+FIXTURE(kpagecount)
+{
+	int flags;
+	int count;
+	int pagemap;
+};
+
+FIXTURE_SETUP(kpagecount)
+{
+	self->flags = -1;
+	self->count = -1;
+	self->pagemap = -1;
+
+	if (geteuid())
+		SKIP(return, "root is needed to read /proc/kpagecount");
+	self->count = open("/proc/kpagecount", O_RDONLY);
+	self->flags = open("/proc/kpageflags", O_RDONLY);
+	if (self->count < 0 || self->flags < 0)
+		SKIP(return, "the kernel has no CONFIG_PROC_PAGE_MONITOR");
+	self->pagemap = open("/proc/self/pagemap", O_RDONLY);
+	ASSERT_GE(self->pagemap, 0);
+}
+
+FIXTURE_TEARDOWN(kpagecount)
+{
+	if (self->count >= 0)
+		close(self->count);
+	if (self->flags >= 0)
+		close(self->flags);
+	if (self->pagemap >= 0)
+		close(self->pagemap);
+}
+
+static ssize_t kpage_read(int fd, uint64_t *values, unsigned long pfn,
+			  unsigned long nr)
+{
+	ssize_t ret;
+
+	ret = pread(fd, values, nr * sizeof(*values), pfn * sizeof(*values));
+	return ret < 0 ? ret : ret / sizeof(*values);
+}
+
+/*
+ * A page may get and lose its type at any time: believe in a count only if it
+ * is there with the same type before and after, time and again.
+ */
+static bool typed_page_has_count(FIXTURE_DATA(kpagecount) * self,
+				 unsigned long pfn, uint64_t *flags,
+				 uint64_t *count)
+{
+	uint64_t after;
+	int i;
+
+	for (i = 0; i < 5; i++) {
+		if (kpage_read(self->flags, flags, pfn, 1) != 1 ||
+		    kpage_read(self->count, count, pfn, 1) != 1 ||
+		    kpage_read(self->flags, &after, pfn, 1) != 1)
+			return false;
+		if (!*count || !(*flags & KPF_TYPES) ||
+		    (*flags & KPF_TYPES) != (after & KPF_TYPES))
+			return false;
+	}
+	return true;
+}
+
+/* Nobody can map a free page, a page of slab or a page table. */
+TEST_F_TIMEOUT(kpagecount, unmapped_types, 600)
+{
+	unsigned long pfn = 0, pages = 0, nr_wrong = 0, wrong_pfn = 0;
+	unsigned long nr_buddy = 0, nr_slab = 0, nr_pgtable = 0, nr_offline = 0;
+	uint64_t wrong_count = 0, wrong_flags = 0;
+	uint64_t *flags, *counts;
+	ssize_t nr, i;
+
+	flags = malloc(CHUNK * sizeof(*flags));
+	counts = malloc(CHUNK * sizeof(*counts));
+	ASSERT_NE(flags, NULL);
+	ASSERT_NE(counts, NULL);
+
+	for (; pages < MAX_PAGES; pfn += nr) {
+		nr = kpage_read(self->flags, flags, pfn, CHUNK);
+		ASSERT_GE(nr, 0);
+		if (!nr)
+			break;
+		ASSERT_EQ(kpage_read(self->count, counts, pfn, nr), nr);
+
+		for (i = 0; i < nr; i++) {
+			pages += !(flags[i] & KPF_NOPAGE);
+			nr_buddy += !!(flags[i] & KPF_BUDDY);
+			nr_slab += !!(flags[i] & KPF_SLAB);
+			nr_pgtable += !!(flags[i] & KPF_PGTABLE);
+			nr_offline += !!(flags[i] & KPF_OFFLINE);
+
+			if (!(flags[i] & KPF_TYPES) || !counts[i])
+				continue;
+			if (!typed_page_has_count(self, pfn + i, &flags[i],
+						  &counts[i]))
+				continue;
+			if (nr_wrong++)
+				continue;
+			wrong_pfn = pfn + i;
+			wrong_flags = flags[i];
+			wrong_count = counts[i];
+		}
+	}
+	free(flags);
+	free(counts);
+
+	TH_LOG("%lu pages: %lu buddy, %lu slab, %lu page table, %lu offline",
+	       pages, nr_buddy, nr_slab, nr_pgtable, nr_offline);
+	/* This process has page tables, and slab is everywhere. */
+	EXPECT_GT(nr_buddy, 0);
+	EXPECT_GT(nr_slab, 0);
+	EXPECT_GT(nr_pgtable, 0);
+	EXPECT_EQ(nr_wrong, 0) {
+		TH_LOG("/proc/kpagecount of %lu unmapped pages is not 0",
+		       nr_wrong);
+		TH_LOG("first: PFN %#lx, flags %#llx, count %#llx", wrong_pfn,
+		       (unsigned long long)wrong_flags,
+		       (unsigned long long)wrong_count);
+	}
+}
+
+/* Control: a small page is counted once for each process that maps it. */
+TEST_F(kpagecount, small_page)
+{
+	size_t size = getpagesize();
+	uint64_t count;
+	int ready[2];
+	pid_t child;
+	char *page;
+	char c = 0;
+
+	page = mmap(NULL, size, PROT_READ | PROT_WRITE,
+		    MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	ASSERT_NE(page, MAP_FAILED);
+	/* Not with a kernel without THP. */
+	madvise(page, size, MADV_NOHUGEPAGE);
+	memset(page, 1, size);
+	ASSERT_EQ(pipe(ready), 0);
+
+	ASSERT_EQ(kpage_read(self->count, &count,
+			     pagemap_get_pfn(self->pagemap, page), 1), 1);
+	EXPECT_EQ(count, 1);
+
+	child = fork();
+	ASSERT_GE(child, 0);
+	if (!child) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		FORCE_READ(*page);
+		if (write(ready[1], &c, 1) != 1)
+			_exit(1);
+		for (;;)
+			pause();
+	}
+	close(ready[1]);
+	EXPECT_EQ(read(ready[0], &c, 1), 1);
+	EXPECT_EQ(kpage_read(self->count, &count,
+			     pagemap_get_pfn(self->pagemap, page), 1), 1);
+	EXPECT_EQ(count, 2);
+
+	kill(child, SIGKILL);
+	waitpid(child, NULL, 0);
+	EXPECT_EQ(kpage_read(self->count, &count,
+			     pagemap_get_pfn(self->pagemap, page), 1), 1);
+	EXPECT_EQ(count, 1);
+
+	close(ready[0]);
+	munmap(page, size);
+}
+
+TEST_HARNESS_MAIN
