@@ -126,7 +126,7 @@ kmake() {
 	x86_64) cross=x86_64-linux-gnu- ;;
 	esac
 	CCACHE_DIR=$cache/ccache CCACHE_NOHASHDIR=1 CCACHE_MAXSIZE=10G \
-		LOCALVERSION= KBUILD_BUILD_TIMESTAMP=0 \
+		LOCALVERSION="" KBUILD_BUILD_TIMESTAMP=0 \
 		KBUILD_BUILD_USER=user KBUILD_BUILD_HOST=host \
 		make -C "$dir" O="$out" ARCH="$arch" CROSS_COMPILE="$cross" \
 		CC="ccache ${cross}gcc" -j"$jobs" "$@"

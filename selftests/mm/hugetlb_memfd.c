@@ -425,4 +425,33 @@ TEST_F(memfd_seal, map_within_eof)
 	ASSERT_EQ(file_size(self->fd), (off_t)hps);
 }
 
+/* fallocate() can make a file that ends within a huge page: map all of it. */
+TEST_F(memfd_seal, map_tail)
+{
+	const unsigned long hps = self->hps;
+	const off_t size = hps / 2;
+	char *map;
+	int fd;
+
+	fd = memfd_create("hugetlb_memfd", MFD_HUGETLB | MFD_CLOEXEC |
+			  MFD_ALLOW_SEALING);
+	ASSERT_GE(fd, 0);
+	ASSERT_EQ(fallocate(fd, 0, 0, size), 0);
+	ASSERT_EQ(file_size(fd), size);
+	ASSERT_EQ(fcntl(fd, F_ADD_SEALS, variant->seals), 0);
+
+	map = mmap(NULL, size, PROT_READ | PROT_WRITE, variant->mmap_flags,
+		   fd, 0);
+	ASSERT_NE(map, MAP_FAILED) {
+		TH_LOG("cannot map a file of %lld bytes, its own size",
+		       (long long)size);
+	}
+	*map = 1;
+	map[hps - 1] = 1;
+	if (variant->seals & F_SEAL_GROW)
+		ASSERT_EQ(file_size(fd), size);
+	ASSERT_EQ(munmap(map, hps), 0);
+	close(fd);
+}
+
 TEST_HARNESS_MAIN

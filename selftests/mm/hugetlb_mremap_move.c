@@ -13,6 +13,8 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <linux/memfd.h>
+#include <linux/mempolicy.h>
+#include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -23,7 +25,9 @@
 #include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 #include "vm_util.h"
 #include "hugepage_settings.h"
@@ -922,6 +926,615 @@ TEST_F_TIMEOUT(large, move, 400)
 				TH_LOG("%lu kB pages: %s", size >> 10,
 				       self->report->msg);
 			}
+		}
+	}
+}
+
+#define NR_RACE		8
+#define NR_WRITTEN	2
+#define RACE_MOVES	400
+#define RACE_SECONDS	20
+#define MAX_NODES	1024
+#define BITS_PER_LONG	(8 * (int)sizeof(long))
+
+FIXTURE(race)
+{
+	unsigned long sizes[MAX_SIZES];
+	struct report *report;
+	int nr_sizes;
+	int nodes[2];
+};
+
+static bool node_has_memory(int node)
+{
+	unsigned long kb = 0;
+	char path[64], line[256];
+	FILE *f;
+
+	snprintf(path, sizeof(path), "/sys/devices/system/node/node%d/meminfo",
+		 node);
+	f = fopen(path, "r");
+	if (!f)
+		return false;
+	while (fgets(line, sizeof(line), f))
+		if (sscanf(line, "Node %*d MemTotal: %lu", &kb) == 1)
+			break;
+	fclose(f);
+	return kb;
+}
+
+FIXTURE_SETUP(race)
+{
+	int node, count = 0;
+
+	for (node = 0; node < MAX_NODES && count < 2; node++)
+		if (node_has_memory(node))
+			self->nodes[count++] = node;
+	if (count < 2)
+		SKIP(return, "Less than two NUMA nodes with memory\n");
+
+	/* Pages to migrate to are needed as well, on each of the nodes. */
+	self->nr_sizes = usable_sizes(self->sizes, 3 * NR_RACE, 1UL << 30);
+	if (!self->nr_sizes)
+		SKIP(return, "Less than %d free huge pages of every size\n",
+		     3 * NR_RACE);
+	self->report = xmmap(NULL, sizeof(*self->report),
+			     PROT_READ | PROT_WRITE,
+			     MAP_SHARED | MAP_ANONYMOUS, -1);
+}
+
+FIXTURE_TEARDOWN(race)
+{
+}
+
+static struct race {
+	unsigned long size;
+	char *addr[2];
+	int nodes[2];
+	bool stop;
+	/* Written by the threads */
+	unsigned long lost;
+	unsigned long writes;
+	unsigned long migrated;
+} race;
+
+static sigjmp_buf race_env;
+
+static void race_segv(int sig)
+{
+	siglongjmp(race_env, 1);
+}
+
+static bool race_stopped(void)
+{
+	return __atomic_load_n(&race.stop, __ATOMIC_RELAXED);
+}
+
+/*
+ * Count up in the last pages, at the address where they were seen last, and when
+ * they are not there any more see whether they have, at the other address,
+ * what was written last. Leave the first pages alone: they keep migration busy
+ * until the others are moved, and would have to be waited for.
+ */
+static void *race_write(void *arg)
+{
+	/* A signal may come between any two of the accesses to these. */
+	static unsigned long last[NR_RACE];
+	static unsigned int where;
+	static bool moved;
+	unsigned int i;
+
+	if (sigsetjmp(race_env, 1)) {
+		__atomic_xor_fetch(&where, 1, __ATOMIC_SEQ_CST);
+		__atomic_store_n(&moved, true, __ATOMIC_SEQ_CST);
+	}
+	while (!race_stopped()) {
+		for (i = NR_RACE - NR_WRITTEN; i < NR_RACE; i++) {
+			unsigned int now = __atomic_load_n(&where,
+							   __ATOMIC_SEQ_CST);
+			unsigned long val, *p =
+				(void *)(race.addr[now] + i * race.size);
+
+			val = __atomic_load_n(&last[i], __ATOMIC_SEQ_CST);
+			if (__atomic_load_n(&moved, __ATOMIC_SEQ_CST)) {
+				unsigned long seen =
+					__atomic_load_n(p, __ATOMIC_SEQ_CST);
+
+				if (seen != val)
+					race.lost++;
+				val = seen;
+				__atomic_store_n(&last[i], val,
+						 __ATOMIC_SEQ_CST);
+			}
+			val++;
+			__atomic_store_n(p, val, __ATOMIC_SEQ_CST);
+			__atomic_store_n(&last[i], val, __ATOMIC_SEQ_CST);
+			race.writes++;
+		}
+		__atomic_store_n(&moved, false, __ATOMIC_SEQ_CST);
+	}
+	return NULL;
+}
+
+static void *race_migrate(void *arg)
+{
+	unsigned long mask[2][MAX_NODES / BITS_PER_LONG] = {};
+	void *pages[2 * NR_RACE];
+	int status[2 * NR_RACE];
+	unsigned int i, to = 0;
+
+	for (i = 0; i < 2 * NR_RACE; i++)
+		pages[i] = race.addr[i / NR_RACE] + i % NR_RACE * race.size;
+	for (i = 0; i < 2; i++)
+		mask[i][race.nodes[i] / BITS_PER_LONG] |=
+			1UL << race.nodes[i] % BITS_PER_LONG;
+
+	while (!race_stopped()) {
+		to = !to;
+		if (syscall(__NR_migrate_pages, 0, MAX_NODES, mask[!to],
+			    mask[to]) < 0)
+			continue;
+		/* Where are they? */
+		if (syscall(__NR_move_pages, 0, 2 * NR_RACE, pages, NULL,
+			    status, 0))
+			continue;
+		for (i = 0; i < 2 * NR_RACE; i++)
+			if (status[i] == race.nodes[to])
+				race.migrated++;
+	}
+	return NULL;
+}
+
+static void race_move(struct report *report, unsigned long size,
+		      const int *nodes)
+{
+	const unsigned long len = NR_RACE * size;
+	unsigned long span = 2 * table_span(size);
+	pthread_t writer, migrator;
+	struct timespec start, now;
+	unsigned int i;
+	char *arena;
+
+	/*
+	 * In different page tables, and far apart. No hole may be there when
+	 * the threads get their stacks.
+	 */
+	arena = xmmap(NULL, 2 * span + len, PROT_NONE,
+		      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1);
+	race.addr[0] = (char *)(((unsigned long)arena + size - 1) & -size);
+	race.addr[1] = race.addr[0] + span;
+	race.size = size;
+	memcpy(race.nodes, nodes, sizeof(race.nodes));
+
+	if (mmap(race.addr[0], len, PROT_READ | PROT_WRITE,
+		 MAP_PRIVATE | MAP_FIXED | MAP_ANONYMOUS | MAP_HUGETLB |
+		 __builtin_ctzl(size) << MAP_HUGE_SHIFT, -1, 0) != race.addr[0])
+		give_up(report, "mmap(): %s", strerror(errno));
+	for (i = 0; i < NR_RACE; i++)
+		*(unsigned long *)(race.addr[0] + i * size) = 0;
+
+	signal(SIGSEGV, race_segv);
+	if (pthread_create(&writer, NULL, race_write, NULL) ||
+	    pthread_create(&migrator, NULL, race_migrate, NULL))
+		give_up(report, "pthread_create() failed");
+
+	clock_gettime(CLOCK_MONOTONIC, &start);
+	for (i = 0; i < RACE_MOVES; i++) {
+		char *src = race.addr[i % 2], *dst = race.addr[(i + 1) % 2];
+
+		if (sys_mremap(src, len, len, MREMAP_MAYMOVE | MREMAP_FIXED,
+			       dst) != dst)
+			give_up(report, "mremap(): %s", strerror(errno));
+		usleep(1000 * (i % 7));
+		clock_gettime(CLOCK_MONOTONIC, &now);
+		if (now.tv_sec - start.tv_sec > RACE_SECONDS)
+			break;
+	}
+
+	__atomic_store_n(&race.stop, true, __ATOMIC_RELAXED);
+	pthread_join(writer, NULL);
+	pthread_join(migrator, NULL);
+	snprintf(report->msg, sizeof(report->msg),
+		 "%u moves, %lu writes, %lu pages migrated, lost %lu writes",
+		 i, race.writes, race.migrated, race.lost);
+	_exit(race.lost ? KSFT_FAIL : KSFT_PASS);
+}
+
+/* Private memory is written by one thread, moved by one, migrated by another */
+TEST_F_TIMEOUT(race, migration, 400)
+{
+	int i;
+
+	for (i = 0; i < self->nr_sizes; i++) {
+		int status;
+		pid_t pid;
+
+		memset(self->report, 0, sizeof(*self->report));
+		pid = fork_child();
+		ASSERT_GE(pid, 0);
+		if (!pid)
+			race_move(self->report, self->sizes[i], self->nodes);
+		ASSERT_TRUE(wait_child(pid, &status)) {
+			TH_LOG("%lu kB pages: hung", self->sizes[i] >> 10);
+		}
+		TH_LOG("%lu kB pages: %s", self->sizes[i] >> 10,
+		       self->report->msg);
+		EXPECT_FALSE(WIFSIGNALED(status)) {
+			TH_LOG("killed by signal %d", WTERMSIG(status));
+		}
+		EXPECT_EQ(WEXITSTATUS(status), KSFT_PASS);
+	}
+}
+
+FIXTURE(shrink)
+{
+	unsigned long sizes[MAX_SIZES];
+	int nr_sizes;
+	/* For each of the sizes */
+	unsigned long size;
+	char *p;
+	char *elsewhere;
+};
+
+FIXTURE_SETUP(shrink)
+{
+	self->nr_sizes = usable_sizes(self->sizes, 4, 512UL << 20);
+	if (!self->nr_sizes)
+		SKIP(return, "Less than 4 free huge pages of every size\n");
+}
+
+FIXTURE_TEARDOWN(shrink)
+{
+}
+
+static char *map_huge(char *addr, unsigned long len, unsigned long size)
+{
+	return xmmap(addr, len, PROT_READ | PROT_WRITE,
+		     MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_HUGETLB |
+		     __builtin_ctzl(size) << MAP_HUGE_SHIFT, -1);
+}
+
+static bool is_mapped(char *addr, unsigned long len)
+{
+	return !msync(addr, len, MS_ASYNC);
+}
+
+/* None of the pages is mapped: not the same as not all of them are. */
+static bool is_unmapped(char *addr, unsigned long len)
+{
+	unsigned long i;
+
+	for (i = 0; i < len; i += psize())
+		if (is_mapped(addr + i, psize()))
+			return false;
+	return true;
+}
+
+static void shrink_arena(FIXTURE_DATA(shrink) * self, unsigned long size)
+{
+	char *arena = xmmap(NULL, 9 * size, PROT_NONE,
+			    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1);
+
+	self->size = size;
+	self->p = (char *)(((unsigned long)arena + size - 1) & -size);
+	self->elsewhere = self->p + 5 * size;
+	munmap(self->p, 8 * size);
+}
+
+/* What comes after the mapping loses as much as the caller said, not more. */
+static void neighbour_test(struct __test_metadata *_metadata,
+			   FIXTURE_DATA(shrink) * self, bool move)
+{
+	const unsigned long size = self->size;
+	char *p = map_huge(self->p, size, size), *next = p + size;
+	char *dst = move ? self->elsewhere : p;
+
+	xmmap(next, size, PROT_READ | PROT_WRITE,
+	      MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1);
+	*p = 1;
+	next[psize()] = 2;
+	next[size - 1] = 3;
+
+	ASSERT_EQ(sys_mremap(p, size + psize(), size,
+			     move ? MREMAP_MAYMOVE | MREMAP_FIXED : 0, dst),
+		  dst);
+	ASSERT_TRUE(is_mapped(next + psize(), size - psize())) {
+		TH_LOG("mremap() of a mapping of %lu kB pages unmapped the next mapping",
+		       size >> 10);
+	}
+	EXPECT_EQ(next[psize()], 2);
+	EXPECT_EQ(next[size - 1], 3);
+	EXPECT_TRUE(is_unmapped(next, psize()));
+	EXPECT_TRUE(is_mapped(dst, size));
+	EXPECT_EQ(*dst, 1);
+	munmap(dst, size);
+	munmap(next, size);
+}
+
+TEST_F(shrink, neighbour)
+{
+	int i;
+
+	for (i = 0; i < self->nr_sizes; i++) {
+		shrink_arena(self, self->sizes[i]);
+		neighbour_test(_metadata, self, false);
+	}
+}
+
+TEST_F(shrink, neighbour_and_move)
+{
+	int i;
+
+	for (i = 0; i < self->nr_sizes; i++) {
+		shrink_arena(self, self->sizes[i]);
+		neighbour_test(_metadata, self, true);
+	}
+}
+
+/* No part of a huge page can be unmapped: munmap() does not do it either. */
+TEST_F(shrink, neighbour_is_hugetlb)
+{
+	int i;
+
+	for (i = 0; i < self->nr_sizes; i++) {
+		unsigned long size = self->sizes[i];
+		char *p, *next;
+
+		shrink_arena(self, size);
+		p = map_huge(self->p, size, size);
+		next = map_huge(p + size, size, size);
+		*next = 2;
+		EXPECT_EQ(sys_mremap(p, size + psize(), size, 0, NULL),
+			  MAP_FAILED) {
+			TH_LOG("mremap() of %lu kB pages unmapped part of the next mapping",
+			       size >> 10);
+		}
+		ASSERT_TRUE(is_mapped(next, size));
+		EXPECT_EQ(*next, 2);
+		EXPECT_TRUE(is_mapped(p, size));
+
+		/* This does name all of it. */
+		EXPECT_EQ(sys_mremap(p, 2 * size, size, 0, NULL), p);
+		EXPECT_TRUE(is_unmapped(next, size));
+		munmap(p, size);
+	}
+}
+
+/* mmap() has rounded up the length, so the same has to go away. */
+TEST_F(shrink, own_page)
+{
+	int i;
+
+	for (i = 0; i < self->nr_sizes; i++) {
+		unsigned long size = self->sizes[i];
+		char *p;
+
+		shrink_arena(self, size);
+		p = map_huge(self->p, size + psize(), size);
+		ASSERT_TRUE(is_mapped(p, 2 * size));
+		memset(p, 1, 2 * size);
+		EXPECT_EQ(sys_mremap(p, size + psize(), size, 0, NULL), p);
+		EXPECT_TRUE(is_unmapped(p + size, size));
+		EXPECT_TRUE(is_mapped(p, size));
+		munmap(p, size);
+	}
+}
+
+/* As above, but mprotect() has made two VMAs of it. */
+TEST_F(shrink, own_page_split)
+{
+	int i;
+
+	for (i = 0; i < self->nr_sizes; i++) {
+		unsigned long size = self->sizes[i];
+		char *p;
+
+		shrink_arena(self, size);
+		p = map_huge(self->p, size + psize(), size);
+		ASSERT_EQ(mprotect(p + size, size, PROT_READ), 0);
+		EXPECT_EQ(sys_mremap(p, size + psize(), size, 0, NULL), p);
+		EXPECT_TRUE(is_unmapped(p + size, size));
+		EXPECT_TRUE(is_mapped(p, size));
+		munmap(p, size);
+	}
+}
+
+/* Lengths that are the same when rounded up change nothing. */
+TEST_F(shrink, same_length)
+{
+	int i;
+
+	for (i = 0; i < self->nr_sizes; i++) {
+		unsigned long size = self->sizes[i];
+		char *p;
+
+		shrink_arena(self, size);
+		p = map_huge(self->p, size, size);
+		xmmap(p + size, size, PROT_READ | PROT_WRITE,
+		      MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1);
+		EXPECT_EQ(sys_mremap(p, size, psize(), 0, NULL), p);
+		EXPECT_EQ(sys_mremap(p, size + 2 * psize(), size + psize(), 0,
+				     NULL), p);
+		EXPECT_TRUE(is_mapped(p, 2 * size));
+		munmap(p, 2 * size);
+	}
+}
+
+static const struct {
+	const char *path;
+	const char *val;
+} fault_attrs[] = {
+	{ "/sys/kernel/debug/failslab/ignore-gfp-wait", "N" },
+	{ "/sys/kernel/debug/failslab/verbose", "0" },
+	{ "/sys/kernel/debug/fail_page_alloc/ignore-gfp-wait", "N" },
+	{ "/sys/kernel/debug/fail_page_alloc/ignore-gfp-highmem", "N" },
+	{ "/sys/kernel/debug/fail_page_alloc/min-order", "0" },
+	{ "/sys/kernel/debug/fail_page_alloc/verbose", "0" },
+};
+
+FIXTURE(failure)
+{
+	unsigned long sizes[MAX_SIZES];
+	struct report *report;
+	int nr_sizes;
+	bool changed;
+	char saved[ARRAY_SIZE(fault_attrs)][32];
+};
+
+FIXTURE_VARIANT(failure)
+{
+	unsigned int first;
+	unsigned int count;
+};
+
+FIXTURE_VARIANT_ADD(failure, whole)
+{
+	.count = NR_PRIVATE,
+};
+
+FIXTURE_VARIANT_ADD(failure, middle)
+{
+	.first = 1,
+	.count = 6,
+};
+
+FIXTURE_SETUP(failure)
+{
+	unsigned int i;
+
+	for (i = 0; i < ARRAY_SIZE(fault_attrs); i++)
+		if (!read_file(fault_attrs[i].path, self->saved[i],
+			       sizeof(self->saved[i])))
+			SKIP(return, "Allocation failures cannot be injected\n");
+	if (access("/proc/thread-self/fail-nth", W_OK))
+		SKIP(return, "No fail-nth\n");
+	self->nr_sizes = usable_sizes(self->sizes, NR_PRIVATE, 512UL << 20);
+	if (!self->nr_sizes)
+		SKIP(return, "Less than %d free huge pages of every size\n",
+		     NR_PRIVATE);
+	self->report = xmmap(NULL, sizeof(*self->report),
+			     PROT_READ | PROT_WRITE,
+			     MAP_SHARED | MAP_ANONYMOUS, -1);
+	self->changed = true;
+	for (i = 0; i < ARRAY_SIZE(fault_attrs); i++)
+		write_file(fault_attrs[i].path, fault_attrs[i].val,
+			   strlen(fault_attrs[i].val) + 1);
+}
+
+FIXTURE_TEARDOWN(failure)
+{
+	unsigned int i;
+
+	for (i = 0; self->changed && i < ARRAY_SIZE(fault_attrs); i++)
+		write_file(fault_attrs[i].path, self->saved[i],
+			   strlen(self->saved[i]) + 1);
+}
+
+/* Have each of the allocations fail in turn. */
+static void move_with_failures(const FIXTURE_VARIANT(failure) * v,
+			       struct partial_state *st)
+{
+	const unsigned long size = st->size, span = table_span(size);
+	const unsigned long len = v->count * size;
+	unsigned int nth, i, left;
+	char *arena, *src, *dst;
+	bool moved = false;
+
+	signal(SIGBUS, sigbus_handler);
+	arena = xmmap(NULL, 5 * span, PROT_NONE,
+		      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1);
+	/* Half of the pages go to one page table, half of them to another. */
+	src = (char *)(((unsigned long)arena + span - 1) & -span);
+	dst = src + 3 * span - NR_PRIVATE / 2 * size + v->first * size;
+
+	src = mmap(src, NR_PRIVATE * size, PROT_READ | PROT_WRITE,
+		   MAP_PRIVATE | MAP_FIXED | MAP_ANONYMOUS | MAP_HUGETLB |
+		   __builtin_ctzl(size) << MAP_HUGE_SHIFT, -1, 0);
+	if (src == MAP_FAILED)
+		give_up(st->report, "mmap(): %s", strerror(errno));
+	st->touched = 0x6d;
+	for (i = 0; i < NR_PRIVATE; i++) {
+		st->page[i] = src + i * size;
+		if (st->touched & (1U << i))
+			*(unsigned long *)st->page[i] = i + 1;
+	}
+	left = untouched(st, 0, NR_PRIVATE);
+
+	for (nth = 1; !moved; nth++) {
+		char buf[16], *p, *from = st->page[v->first];
+		int fd, n, err, unused;
+
+		fd = open("/proc/thread-self/fail-nth", O_RDWR);
+		if (fd < 0)
+			give_up(st->report, "fail-nth: %s", strerror(errno));
+		n = snprintf(buf, sizeof(buf), "%u", nth);
+		if (write(fd, buf, n) != n)
+			give_up(st->report, "fail-nth: %s", strerror(errno));
+		p = sys_mremap(from, len, len, MREMAP_MAYMOVE | MREMAP_FIXED,
+			       dst);
+		err = errno;
+		n = pread(fd, buf, sizeof(buf) - 1, 0);
+		buf[n > 0 ? n : 0] = '\0';
+		unused = atoi(buf);
+		if (unused && write(fd, "0", 1) != 1)
+			give_up(st->report, "fail-nth: %s", strerror(errno));
+		close(fd);
+
+		if (p == dst && unused) {
+			for (i = 0; i < v->count; i++)
+				st->page[v->first + i] = dst + i * size;
+			moved = true;
+		} else if (p == dst) {
+			/* Not all allocations have to succeed. Go back. */
+			p = sys_mremap(dst, len, len,
+				       MREMAP_MAYMOVE | MREMAP_FIXED, from);
+			if (p != from)
+				give_up(st->report, "mremap() back: %s",
+					strerror(errno));
+		} else if (unused) {
+			give_up(st->report, "mremap(): %s", strerror(err));
+		}
+		expect_reserved(st, "after failure of an allocation", left);
+		for (i = 0; i < NR_PRIVATE; i++)
+			if (st->touched & (1U << i) &&
+			    *(unsigned long *)st->page[i] != i + 1)
+				give_up(st->report, "page %u lost by failure %u",
+					i, nth);
+	}
+	for (i = 0; i < NR_PRIVATE; i++)
+		touch_page(st, i);
+	expect_reserved(st, "after all pages were touched", 0);
+	snprintf(st->report->msg, sizeof(st->report->msg),
+		 "%u allocations", nth - 2);
+	_exit(KSFT_PASS);
+}
+
+/* A move that fails must leave everything where it was. */
+TEST_F_TIMEOUT(failure, nth_allocation, 400)
+{
+	int i, status;
+	pid_t pid;
+
+	for (i = 0; i < self->nr_sizes; i++) {
+		struct partial_state st = {
+			.report = self->report,
+			.size = self->sizes[i],
+			.rsvd = reserved_pages(self->sizes[i]),
+		};
+
+		memset(self->report, 0, sizeof(*self->report));
+		pid = fork_child();
+		ASSERT_GE(pid, 0);
+		if (!pid)
+			move_with_failures(variant, &st);
+		ASSERT_TRUE(wait_child(pid, &status)) {
+			TH_LOG("%lu kB pages: hung", st.size >> 10);
+		}
+		TH_LOG("%lu kB pages: %s", st.size >> 10, self->report->msg);
+		EXPECT_TRUE(WIFEXITED(status) && !WEXITSTATUS(status));
+		EXPECT_EQ(reserved_pages(st.size), st.rsvd) {
+			TH_LOG("%lu kB pages: reservations leaked",
+			       st.size >> 10);
 		}
 	}
 }
