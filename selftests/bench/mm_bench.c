@@ -3,8 +3,8 @@
  * Benchmarks of how large pages are mapped, moved, migrated and unmapped.
  *
  * Meant for a guest whose clock counts instructions (qemu -icount shift=0):
- * then a nanosecond of CLOCK_MONOTONIC is one instruction. Prints a line for
- * each repeat: name, nanoseconds.
+ * then a nanosecond of CLOCK_MONOTONIC is one instruction. Each benchmark runs
+ * once to warm up, then prints a line for each repeat: name, nanoseconds.
  *
  *	mm_bench NAME REPEATS
  */
@@ -12,6 +12,7 @@
 #include <err.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/mempolicy.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -26,8 +27,6 @@
 #define MB	(1024 * KB)
 #define GB	(1024 * MB)
 
-#define MPOL_MF_MOVE	(1 << 1)
-
 static uint64_t now(void)
 {
 	struct timespec t;
@@ -36,9 +35,15 @@ static uint64_t now(void)
 	return t.tv_sec * 1000000000ULL + t.tv_nsec;
 }
 
+static int warming_up = 1;
+
 static void report(const char *name, uint64_t start)
 {
-	printf("%s %llu\n", name, (unsigned long long)(now() - start));
+	uint64_t end = now();
+
+	if (warming_up)
+		return;
+	printf("%s %llu\n", name, (unsigned long long)(end - start));
 	fflush(stdout);
 }
 
@@ -112,38 +117,44 @@ static char *anon(size_t size, unsigned int kb)
 	return p;
 }
 
-static void move_to(char *p, size_t size, size_t step, int node)
+static void policy(int node)
 {
-	unsigned long i, n = size / step;
-	void **pages = calloc(n, sizeof(*pages));
-	int *nodes = calloc(n, sizeof(*nodes)), *status = calloc(n, sizeof(*status));
+	unsigned long nodes = 1UL << node;
 
-	for (i = 0; i < n; i++) {
-		pages[i] = p + i * step;
-		nodes[i] = node;
-	}
-	if (syscall(SYS_move_pages, 0, n, pages, nodes, status, MPOL_MF_MOVE))
-		err(1, "move_pages");
-	for (i = 0; i < n; i++)
-		if (status[i] != node)
-			errx(1, "folio %lu is on node %d", i, status[i]);
-	free(pages);
-	free(nodes);
-	free(status);
+	if (syscall(SYS_set_mempolicy, MPOL_BIND, &nodes, 8 * sizeof(nodes)))
+		err(1, "set_mempolicy");
 }
 
-/* 1024 fully mapped folios of 64 KiB to the other node and back */
+static void move_to(char *p, size_t size, int node)
+{
+	unsigned long nodes = 1UL << node;
+
+	if (syscall(SYS_mbind, p, size, MPOL_BIND, &nodes, 8 * sizeof(nodes),
+		    MPOL_MF_MOVE | MPOL_MF_STRICT))
+		err(1, "mbind");
+}
+
+/*
+ * 1024 fully mapped folios of 64 KiB to the other node, and back. They are new
+ * ones for each repeat: what a migration does to them the next one would find.
+ */
 static void migrate_64k(int repeats)
 {
-	char *p = anon(64 * MB, 64);
 	uint64_t start;
+	char *p;
 
-	move_to(p, 64 * MB, 64 * KB, 0);
-	while (repeats--) {
+	for (; repeats >= 0; repeats--) {
+		policy(0);
+		p = anon(64 * MB, 64);
 		start = now();
-		move_to(p, 64 * MB, 64 * KB, 1);
-		move_to(p, 64 * MB, 64 * KB, 0);
-		report("migrate-64k", start);
+		move_to(p, 64 * MB, 1);
+		report("migrate-64k-there", start);
+		start = now();
+		move_to(p, 64 * MB, 0);
+		report("migrate-64k-back", start);
+		if (munmap(p, 64 * MB))
+			err(1, "munmap");
+		warming_up = 0;
 	}
 }
 
@@ -187,7 +198,7 @@ static void hugetlb_mremap(int shared, int touch, int repeats)
 	}
 	for (i = 0; touch && i < GB; i += 2 * MB)
 		p[i] = 1;
-	while (repeats--) {
+	for (; repeats >= 0; repeats--) {
 		q = gigabyte_hole();
 		start = now();
 		if (mremap(p, GB, GB, MREMAP_MAYMOVE | MREMAP_FIXED, q) != q)
@@ -197,6 +208,7 @@ static void hugetlb_mremap(int shared, int touch, int repeats)
 		report(shared ? "hugetlb-move-shared" :
 		       touch ? "hugetlb-move-private" : "hugetlb-move-untouched", start);
 		p = q;
+		warming_up = 0;
 	}
 	if (child) {
 		close(go[1]);
@@ -215,7 +227,7 @@ static void map_unmap(const char *size, unsigned int kb, int repeats)
 	int go[2];
 	char *p;
 
-	while (repeats--) {
+	for (; repeats >= 0; repeats--) {
 		p = anon(64 * MB, kb);
 		if (pipe(go))
 			err(1, "pipe");
@@ -243,6 +255,7 @@ static void map_unmap(const char *size, unsigned int kb, int repeats)
 			err(1, "munmap");
 		snprintf(name, sizeof(name), "munmap-%s", size);
 		report(name, start);
+		warming_up = 0;
 	}
 }
 
