@@ -4,6 +4,8 @@
  * about how they are mapped: a fully mapped folio is not queued for deferred
  * split and not counted as partially mapped, a partially mapped one is.
  *
+ * Nor must it forget that the folio was accessed.
+ *
  * Each test loops over all sizes of anonymous THP that the kernel offers.
  */
 
@@ -28,6 +30,7 @@
 #include "hugepage_settings.h"
 #include "vm_util.h"
 
+#define THP_ENABLED	"/sys/kernel/mm/transparent_hugepage/enabled"
 #define MAX_FOLIOS	16
 #define MAX_BYTES	(16ul << 20)
 #define TIMEOUT		900
@@ -69,7 +72,7 @@ FIXTURE(folio_migrate)
  */
 static void __attribute__((constructor)) save_settings(void)
 {
-	if (!geteuid())
+	if (!access(THP_ENABLED, W_OK))
 		thp_save_settings();
 }
 
@@ -89,6 +92,8 @@ FIXTURE_SETUP(folio_migrate)
 		SKIP(return, "needs root");
 	if (!thp_available())
 		SKIP(return, "no transparent huge pages");
+	if (access(THP_ENABLED, W_OK))
+		SKIP(return, "cannot change the settings of THP");
 
 	self->node1 = -1;
 	self->node2 = -1;
@@ -104,6 +109,13 @@ FIXTURE_SETUP(folio_migrate)
 	}
 	if (self->node2 < 0)
 		SKIP(return, "needs two NUMA nodes with memory to use");
+
+	self->pagemap_fd = open("/proc/self/pagemap", O_RDONLY);
+	self->kpageflags_fd = open("/proc/kpageflags", O_RDONLY);
+	if (self->pagemap_fd < 0 || self->kpageflags_fd < 0)
+		SKIP(return, "no pagemap or kpageflags");
+	if (!pagemap_get_pfn(self->pagemap_fd, (char *)self))
+		SKIP(return, "cannot see PFNs");
 
 	self->pmd_size = read_pmd_pagesize();
 	orders = thp_supported_orders();
@@ -123,11 +135,6 @@ FIXTURE_SETUP(folio_migrate)
 	for (i = 0; i < NR_ORDERS; i++)
 		settings.hugepages[i].enabled = THP_NEVER;
 	thp_write_settings(&settings);
-
-	self->pagemap_fd = open("/proc/self/pagemap", O_RDONLY);
-	ASSERT_GE(self->pagemap_fd, 0);
-	self->kpageflags_fd = open("/proc/kpageflags", O_RDONLY);
-	ASSERT_GE(self->kpageflags_fd, 0);
 
 	/* Nothing that was queued before is to be split during a test. */
 	shrink();
@@ -234,6 +241,7 @@ static bool region_populate(FIXTURE_DATA(folio_migrate) * self,
 static bool region_alloc(FIXTURE_DATA(folio_migrate) * self, struct region *r,
 			 size_t size, int nr)
 {
+	long long free1, free2, need;
 	int tries;
 
 	if (!nr)
@@ -242,6 +250,16 @@ static bool region_alloc(FIXTURE_DATA(folio_migrate) * self, struct region *r,
 		nr = MAX_FOLIOS;
 	if (nr < 2)
 		nr = 2;
+
+	/* PMDs can be large: don't get killed for lack of memory on a node. */
+	need = (long long)nr * size;
+	if (need > MAX_BYTES &&
+	    (numa_node_size64(self->node1, &free1) < 0 || free1 < 2 * need ||
+	     numa_node_size64(self->node2, &free2) < 0 || free2 < 2 * need)) {
+		ksft_print_msg("%zukB: not enough free memory: not tested\n",
+			       size >> 10);
+		return false;
+	}
 
 	for (tries = 0; tries < 5; tries++) {
 		if (region_populate(self, r, size, nr, self->node2)) {
@@ -772,6 +790,64 @@ TEST_F_TIMEOUT(folio_migrate, partially_mapped_split, TIMEOUT)
 	fclose(file);
 	if (!tested)
 		SKIP(return, "no folios of any size");
+}
+
+/* How much of the region is marked as accessed, or -1. */
+static long region_referenced(struct region *r)
+{
+	char start[32], line[512];
+	long kb = -1;
+	FILE *file;
+
+	snprintf(start, sizeof(start), "%08lx-", (unsigned long)r->mem);
+	file = fopen("/proc/self/smaps", "r");
+	if (!file)
+		return -1;
+	if (!check_for_pattern(file, start, line, sizeof(line)) ||
+	    !check_for_pattern(file, "Referenced:", line, sizeof(line)) ||
+	    sscanf(line, "Referenced: %ld kB", &kb) != 1)
+		kb = -1;
+	fclose(file);
+	return kb < 0 ? kb : kb << 10;
+}
+
+/*
+ * Not all architectures have room for accessed bits in migration entries. If a
+ * PMD-mapped THP stays accessed there is, and all others have to stay so, too.
+ */
+TEST_F_TIMEOUT(folio_migrate, accessed, TIMEOUT)
+{
+	int i, tested = 0;
+	struct region r;
+	bool supported;
+	long len;
+
+	if (!self->pmd_size ||
+	    self->sizes[self->nr_sizes - 1] != self->pmd_size ||
+	    !region_alloc(self, &r, self->pmd_size, 0))
+		SKIP(return, "no folios of PMD size");
+	len = r.nr * r.size;
+	EXPECT_EQ(region_move(&r, self->node2, MPOL_MF_MOVE, 5), 0);
+	/* Somebody may have a look at a few: reclaim, DAMON. */
+	supported = region_referenced(&r) >= len / 2;
+	region_free(&r);
+	if (!supported)
+		SKIP(return, "no accessed bits in migration entries");
+
+	for (i = 0; self->sizes[i] != self->pmd_size; i++) {
+		if (!region_alloc(self, &r, self->sizes[i], 0))
+			continue;
+		len = r.nr * r.size;
+		EXPECT_EQ(region_move(&r, self->node2, MPOL_MF_MOVE, 5), 0);
+		EXPECT_GE(region_referenced(&r), len / 2) {
+			TH_LOG("%zukB: only %ld of %ld bytes count as accessed after migration",
+			       r.size >> 10, region_referenced(&r), len);
+		}
+		region_free(&r);
+		tested++;
+	}
+	if (!tested)
+		SKIP(return, "no folios below the size of a PMD");
 }
 
 struct mover {

@@ -26,6 +26,10 @@
 #include "hugepage_settings.h"
 #include "vm_util.h"
 
+#define THP_ENABLED	"/sys/kernel/mm/transparent_hugepage/enabled"
+#define MAX_SMALL	512UL	/* no more small folios than needed */
+#define TIMEOUT		300	/* PMDs can be large, and emulation slow */
+
 /* Which pages of the area does the child keep mapped? */
 typedef bool (*keep_fn)(unsigned long idx, unsigned long nr);
 
@@ -64,32 +68,26 @@ static bool keep_none(unsigned long idx, unsigned long nr)
 	return false;
 }
 
-enum page_mapcount {
-	MAPCOUNT_UNKNOWN,
-	MAPCOUNT_PER_PAGE,	/* CONFIG_PAGE_MAPCOUNT */
-	MAPCOUNT_PER_FOLIO,	/* CONFIG_NO_PAGE_MAPCOUNT */
-};
-
-static enum page_mapcount page_mapcount_mode(void)
+/* Reads the values of @nr pages, or of fewer; returns how many, or -1. */
+static ssize_t kpage_read(int fd, uint64_t *values, unsigned long pfn,
+			  unsigned long nr)
 {
-	enum page_mapcount mode = MAPCOUNT_UNKNOWN;
-	char line[256];
-	FILE *fp;
+	ssize_t ret;
 
-	fp = popen("zcat /proc/config.gz 2>/dev/null || cat /boot/config-$(uname -r) 2>/dev/null",
-		   "r");
-	if (!fp)
-		return mode;
+	ret = pread(fd, values, nr * sizeof(*values), pfn * sizeof(*values));
+	return ret < 0 ? ret : ret / sizeof(*values);
+}
 
-	while (fgets(line, sizeof(line), fp)) {
-		if (!strcmp(line, "CONFIG_PAGE_MAPCOUNT=y\n"))
-			mode = MAPCOUNT_PER_PAGE;
-		else if (!strcmp(line, "CONFIG_NO_PAGE_MAPCOUNT=y\n"))
-			mode = MAPCOUNT_PER_FOLIO;
-	}
-	pclose(fp);
+/* Only with CAP_SYS_ADMIN; PFNs read as 0 without. */
+static bool shows_pfns(int pagemap)
+{
+	char c = 0;
+	unsigned long pfn;
 
-	return mode;
+	/* The stack may be migrated right now. */
+	FORCE_READ(c);
+	pfn = pagemap_get_pfn(pagemap, &c);
+	return pfn && pfn != -1ul;
 }
 
 /* In the parent of all tests: its exit() restores what is changed here. */
@@ -99,7 +97,7 @@ static void __attribute__((constructor)) setup_thp(void)
 	struct thp_settings settings;
 	int order;
 
-	if (geteuid() || !pmd_size)
+	if (!pmd_size || access(THP_ENABLED, W_OK))
 		return;
 
 	thp_save_settings();
@@ -117,13 +115,13 @@ FIXTURE(pagemap_exclusive)
 {
 	unsigned long page_size;
 	unsigned long pmd_size;
-	unsigned long nr;		/* pages of a PMD */
-	enum page_mapcount mode;
+	unsigned long nr;		/* pages to look at: those of a PMD */
 	char *reserved;
 	char *area;
 	uint64_t *entries;
 	int memfd;
 	int pagemap;
+	int kpagecount;
 	int child_pagemap;
 	pid_t child;
 	int ready[2];
@@ -150,13 +148,18 @@ FIXTURE_SETUP(pagemap_exclusive)
 
 	self->memfd = -1;
 	self->pagemap = -1;
+	self->kpagecount = -1;
 	self->child_pagemap = -1;
 	self->ready[0] = -1;
 	self->ready[1] = -1;
 	self->reserved = MAP_FAILED;
 
-	if (geteuid())
-		SKIP(return, "root is needed to enable THP");
+	self->pagemap = open("/proc/self/pagemap", O_RDONLY);
+	if (self->pagemap < 0)
+		SKIP(return, "no /proc/self/pagemap");
+	self->kpagecount = open("/proc/kpagecount", O_RDONLY);
+	if (self->kpagecount < 0 || !shows_pfns(self->pagemap))
+		SKIP(return, "root is needed to see PFNs and their counts");
 
 	self->page_size = getpagesize();
 	self->pmd_size = read_pmd_pagesize();
@@ -164,13 +167,6 @@ FIXTURE_SETUP(pagemap_exclusive)
 		SKIP(return, "the kernel has no PMD-sized THP");
 	self->nr = self->pmd_size / self->page_size;
 
-	self->mode = page_mapcount_mode();
-	if (self->mode == MAPCOUNT_UNKNOWN)
-		SKIP(return,
-		     "kernel configuration unknown: is CONFIG_PAGE_MAPCOUNT set?");
-
-	self->pagemap = open("/proc/self/pagemap", O_RDONLY);
-	ASSERT_GE(self->pagemap, 0);
 	self->entries = calloc(self->nr, sizeof(*self->entries));
 	ASSERT_NE(self->entries, NULL);
 	ASSERT_EQ(pipe(self->ready), 0);
@@ -215,6 +211,8 @@ FIXTURE_TEARDOWN(pagemap_exclusive)
 		close(self->memfd);
 	if (self->pagemap >= 0)
 		close(self->pagemap);
+	if (self->kpagecount >= 0)
+		close(self->kpagecount);
 	if (self->ready[0] >= 0) {
 		close(self->ready[0]);
 		close(self->ready[1]);
@@ -234,6 +232,10 @@ static bool is_pmd_mapped(FIXTURE_DATA(pagemap_exclusive) * self, bool shmem)
 static bool populate_thp(FIXTURE_DATA(pagemap_exclusive) * self, bool shmem)
 {
 	if (madvise(self->area, self->pmd_size, MADV_HUGEPAGE))
+		return false;
+	/* If the first page does not get it, don't waste memory on the rest. */
+	*self->area = 1;
+	if (!is_pmd_mapped(self, shmem))
 		return false;
 	memset(self->area, 1, self->pmd_size);
 	return is_pmd_mapped(self, shmem);
@@ -292,12 +294,49 @@ static bool start_child(FIXTURE_DATA(pagemap_exclusive) * self, keep_fn keep)
 }
 
 /*
+ * What does /proc/kpagecount have for a page that the child keeps, and for one
+ * that it does not? The mappings of each page of a large folio are counted, or
+ * (CONFIG_NO_PAGE_MAPCOUNT) all of its pages have one average.
+ */
+static bool counts_per_page(struct __test_metadata *_metadata,
+			    FIXTURE_DATA(pagemap_exclusive) * self,
+			    keep_fn keep)
+{
+	/* [true] if it is kept */
+	uint64_t count[2] = { 0, 0 };
+	bool found[2] = { false, false };
+	unsigned long i, pfn;
+
+	for (i = 0; i < self->nr; i++) {
+		bool kept = keep(i, self->nr);
+
+		if (found[kept])
+			continue;
+		pfn = pagemap_get_pfn(self->pagemap,
+				      self->area + i * self->page_size);
+		ASSERT_NE(pfn, -1ul);
+		ASSERT_EQ(kpage_read(self->kpagecount, &count[kept], pfn, 1), 1);
+		found[kept] = true;
+	}
+
+	/* All pages are alike: no need to know. */
+	if (!found[false] || !found[true])
+		return true;
+	if (count[false] == count[true])
+		return false;
+
+	EXPECT_EQ(count[false], 1);
+	EXPECT_EQ(count[true], 2);
+	return true;
+}
+
+/*
  * Compare all pages of the area with what they must be in one process. Read
  * them by one read(), and one by one: the latter walk begins amid the PMD.
  */
 static void check_process(struct __test_metadata *_metadata,
 			  FIXTURE_DATA(pagemap_exclusive) * self,
-			  bool is_child, keep_fn keep, bool large)
+			  bool is_child, keep_fn keep, bool per_page)
 {
 	const char *who = is_child ? "child" : "parent";
 	int fd = is_child ? self->child_pagemap : self->pagemap;
@@ -321,7 +360,7 @@ static void check_process(struct __test_metadata *_metadata,
 		bool shared = keep(i, self->nr);
 		bool want;
 
-		if (large && self->mode == MAPCOUNT_PER_FOLIO)
+		if (!per_page)
 			shared = any_kept;
 		/* What the child has mapped the parent has mapped, too. */
 		want = !is_child && !shared;
@@ -372,14 +411,20 @@ static void check_both(struct __test_metadata *_metadata,
 		       FIXTURE_DATA(pagemap_exclusive) * self,
 		       keep_fn keep, bool large)
 {
+	bool per_page;
+
 	/* Nobody else has ever mapped it. */
-	check_process(_metadata, self, /* is_child = */ false, keep_none, large);
+	check_process(_metadata, self, /* is_child = */ false, keep_none,
+		      /* per_page = */ true);
 
 	ASSERT_TRUE(start_child(self, keep)) {
 		TH_LOG("The child could not set up its mappings");
 	}
-	check_process(_metadata, self, /* is_child = */ true, keep, large);
-	check_process(_metadata, self, /* is_child = */ false, keep, large);
+
+	/* Small folios are counted one by one by every kernel. */
+	per_page = !large || counts_per_page(_metadata, self, keep);
+	check_process(_metadata, self, /* is_child = */ true, keep, per_page);
+	check_process(_metadata, self, /* is_child = */ false, keep, per_page);
 }
 
 static void check_thp(struct __test_metadata *_metadata,
@@ -397,45 +442,45 @@ static void check_thp(struct __test_metadata *_metadata,
 }
 
 /* The child keeps one page: in the parent all pages but that one are exclusive. */
-TEST_F(pagemap_exclusive, first_page_shared)
+TEST_F_TIMEOUT(pagemap_exclusive, first_page_shared, TIMEOUT)
 {
 	check_thp(_metadata, self, variant->shmem, keep_first);
 }
 
-TEST_F(pagemap_exclusive, last_page_shared)
+TEST_F_TIMEOUT(pagemap_exclusive, last_page_shared, TIMEOUT)
 {
 	check_thp(_metadata, self, variant->shmem, keep_last);
 }
 
 /* The child keeps all pages but one: in the parent that one is exclusive. */
-TEST_F(pagemap_exclusive, all_but_first_page_shared)
+TEST_F_TIMEOUT(pagemap_exclusive, all_but_first_page_shared, TIMEOUT)
 {
 	check_thp(_metadata, self, variant->shmem, keep_all_but_first);
 }
 
-TEST_F(pagemap_exclusive, second_half_shared)
+TEST_F_TIMEOUT(pagemap_exclusive, second_half_shared, TIMEOUT)
 {
 	check_thp(_metadata, self, variant->shmem, keep_second_half);
 }
 
-TEST_F(pagemap_exclusive, every_other_page_shared)
+TEST_F_TIMEOUT(pagemap_exclusive, every_other_page_shared, TIMEOUT)
 {
 	check_thp(_metadata, self, variant->shmem, keep_every_other);
 }
 
 /* Controls: all or nothing, where every page is as the first one. */
-TEST_F(pagemap_exclusive, fully_shared)
+TEST_F_TIMEOUT(pagemap_exclusive, fully_shared, TIMEOUT)
 {
 	check_thp(_metadata, self, variant->shmem, keep_all);
 }
 
-TEST_F(pagemap_exclusive, fully_exclusive)
+TEST_F_TIMEOUT(pagemap_exclusive, fully_exclusive, TIMEOUT)
 {
 	check_thp(_metadata, self, variant->shmem, keep_none);
 }
 
 /* Control: the parent maps the THP by PTEs. */
-TEST_F(pagemap_exclusive, pte_mapped)
+TEST_F_TIMEOUT(pagemap_exclusive, pte_mapped, TIMEOUT)
 {
 	unsigned long i;
 
@@ -448,11 +493,13 @@ TEST_F(pagemap_exclusive, pte_mapped)
 	check_both(_metadata, self, keep_every_other, /* large = */ true);
 }
 
-/* Control: small folios are counted one by one in every configuration. */
-TEST_F(pagemap_exclusive, small_folios)
+/* Control: small folios, of which each has a count of its own. */
+TEST_F_TIMEOUT(pagemap_exclusive, small_folios, TIMEOUT)
 {
+	if (self->nr > MAX_SMALL)
+		self->nr = MAX_SMALL;
 	ASSERT_EQ(madvise(self->area, self->pmd_size, MADV_NOHUGEPAGE), 0);
-	memset(self->area, 1, self->pmd_size);
+	memset(self->area, 1, self->nr * self->page_size);
 	check_both(_metadata, self, keep_every_other, /* large = */ false);
 }
 
@@ -462,11 +509,15 @@ TEST_F(pagemap_exclusive, small_folios)
 #define KPF_OFFLINE	BIT_ULL(23)
 #define KPF_PGTABLE	BIT_ULL(26)
 #define KPF_TYPES	(KPF_SLAB | KPF_BUDDY | KPF_OFFLINE | KPF_PGTABLE)
-#define KPF_NOPAGE	BIT_ULL(20)
 
-/* How many PFNs to read at once, and how many pages to look at altogether. */
+/* How many PFNs to read at once. */
 #define CHUNK		4096UL
-#define MAX_PAGES	(1024 * CHUNK)
+/*
+ * How many to look at on each side of our own; more if there is a type which
+ * is not among them, but not for ever.
+ */
+#define WINDOW		(32 * CHUNK)
+#define MAX_WINDOW	(16 * WINDOW)
 
 FIXTURE(kpagecount)
 {
@@ -481,14 +532,13 @@ FIXTURE_SETUP(kpagecount)
 	self->count = -1;
 	self->pagemap = -1;
 
-	if (geteuid())
-		SKIP(return, "root is needed to read /proc/kpagecount");
+	self->pagemap = open("/proc/self/pagemap", O_RDONLY);
+	if (self->pagemap < 0)
+		SKIP(return, "no /proc/self/pagemap");
 	self->count = open("/proc/kpagecount", O_RDONLY);
 	self->flags = open("/proc/kpageflags", O_RDONLY);
-	if (self->count < 0 || self->flags < 0)
-		SKIP(return, "the kernel has no CONFIG_PROC_PAGE_MONITOR");
-	self->pagemap = open("/proc/self/pagemap", O_RDONLY);
-	ASSERT_GE(self->pagemap, 0);
+	if (self->count < 0 || self->flags < 0 || !shows_pfns(self->pagemap))
+		SKIP(return, "root is needed to see PFNs and their counts");
 }
 
 FIXTURE_TEARDOWN(kpagecount)
@@ -499,15 +549,6 @@ FIXTURE_TEARDOWN(kpagecount)
 		close(self->flags);
 	if (self->pagemap >= 0)
 		close(self->pagemap);
-}
-
-static ssize_t kpage_read(int fd, uint64_t *values, unsigned long pfn,
-			  unsigned long nr)
-{
-	ssize_t ret;
-
-	ret = pread(fd, values, nr * sizeof(*values), pfn * sizeof(*values));
-	return ret < 0 ? ret : ret / sizeof(*values);
 }
 
 /*
@@ -533,62 +574,95 @@ static bool typed_page_has_count(FIXTURE_DATA(kpagecount) * self,
 	return true;
 }
 
-/* Nobody can map a free page, a page of slab or a page table. */
-TEST_F_TIMEOUT(kpagecount, unmapped_types, 600)
+struct scan {
+	unsigned long pages;
+	unsigned long buddy;
+	unsigned long slab;
+	unsigned long pgtable;
+	unsigned long offline;
+	unsigned long wrong;
+	/* The first one that is wrong */
+	unsigned long pfn;
+	uint64_t flags;
+	uint64_t count;
+};
+
+/* Returns false behind the last page. */
+static bool scan_chunk(struct __test_metadata *_metadata,
+		       FIXTURE_DATA(kpagecount) * self, unsigned long pfn,
+		       struct scan *scan)
 {
-	unsigned long pfn = 0, pages = 0, nr_wrong = 0, wrong_pfn = 0;
-	unsigned long nr_buddy = 0, nr_slab = 0, nr_pgtable = 0, nr_offline = 0;
-	uint64_t wrong_count = 0, wrong_flags = 0;
-	uint64_t *flags, *counts;
+	static uint64_t flags[CHUNK], counts[CHUNK];
 	ssize_t nr, i;
 
-	flags = malloc(CHUNK * sizeof(*flags));
-	counts = malloc(CHUNK * sizeof(*counts));
-	ASSERT_NE(flags, NULL);
-	ASSERT_NE(counts, NULL);
+	nr = kpage_read(self->flags, flags, pfn, CHUNK);
+	ASSERT_GE(nr, 0);
+	ASSERT_EQ(kpage_read(self->count, counts, pfn, nr), nr);
 
-	for (; pages < MAX_PAGES; pfn += nr) {
-		nr = kpage_read(self->flags, flags, pfn, CHUNK);
-		ASSERT_GE(nr, 0);
-		if (!nr)
+	for (i = 0; i < nr; i++) {
+		scan->pages += !!flags[i];
+		scan->buddy += !!(flags[i] & KPF_BUDDY);
+		scan->slab += !!(flags[i] & KPF_SLAB);
+		scan->pgtable += !!(flags[i] & KPF_PGTABLE);
+		scan->offline += !!(flags[i] & KPF_OFFLINE);
+
+		if (!(flags[i] & KPF_TYPES) || !counts[i])
+			continue;
+		if (!typed_page_has_count(self, pfn + i, &flags[i], &counts[i]))
+			continue;
+		if (scan->wrong++)
+			continue;
+		scan->pfn = pfn + i;
+		scan->flags = flags[i];
+		scan->count = counts[i];
+	}
+	return nr == CHUNK;
+}
+
+/* Nobody can map a free page, a page of slab or a page table. */
+TEST_F_TIMEOUT(kpagecount, unmapped_types, TIMEOUT)
+{
+	unsigned long start, distance, pfn;
+	size_t size = getpagesize();
+	struct scan scan = {};
+	bool more = true;
+	char *page;
+
+	/* There is memory where this page is, and not everything is used. */
+	page = mmap(NULL, size, PROT_READ | PROT_WRITE,
+		    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	ASSERT_NE(page, MAP_FAILED);
+	*page = 1;
+	pfn = pagemap_get_pfn(self->pagemap, page);
+	ASSERT_NE(pfn, -1ul);
+
+	start = pfn / CHUNK * CHUNK;
+	for (distance = 0; distance < MAX_WINDOW; distance += CHUNK) {
+		if (distance >= WINDOW && scan.buddy && scan.slab &&
+		    scan.pgtable)
 			break;
-		ASSERT_EQ(kpage_read(self->count, counts, pfn, nr), nr);
-
-		for (i = 0; i < nr; i++) {
-			pages += !(flags[i] & KPF_NOPAGE);
-			nr_buddy += !!(flags[i] & KPF_BUDDY);
-			nr_slab += !!(flags[i] & KPF_SLAB);
-			nr_pgtable += !!(flags[i] & KPF_PGTABLE);
-			nr_offline += !!(flags[i] & KPF_OFFLINE);
-
-			if (!(flags[i] & KPF_TYPES) || !counts[i])
-				continue;
-			if (!typed_page_has_count(self, pfn + i, &flags[i],
-						  &counts[i]))
-				continue;
-			if (nr_wrong++)
-				continue;
-			wrong_pfn = pfn + i;
-			wrong_flags = flags[i];
-			wrong_count = counts[i];
-		}
+		if (more)
+			more = scan_chunk(_metadata, self, start + distance,
+					  &scan);
+		if (distance < start)
+			scan_chunk(_metadata, self, start - distance - CHUNK,
+				   &scan);
+		else if (!more)
+			break;
 	}
-	free(flags);
-	free(counts);
+	munmap(page, size);
 
-	TH_LOG("%lu pages: %lu buddy, %lu slab, %lu page table, %lu offline",
-	       pages, nr_buddy, nr_slab, nr_pgtable, nr_offline);
-	/* This process has page tables, and slab is everywhere. */
-	EXPECT_GT(nr_buddy, 0);
-	EXPECT_GT(nr_slab, 0);
-	EXPECT_GT(nr_pgtable, 0);
-	EXPECT_EQ(nr_wrong, 0) {
+	TH_LOG("%lu pages with flags: %lu buddy, %lu slab, %lu page table, %lu offline",
+	       scan.pages, scan.buddy, scan.slab, scan.pgtable, scan.offline);
+	EXPECT_EQ(scan.wrong, 0) {
 		TH_LOG("/proc/kpagecount of %lu unmapped pages is not 0",
-		       nr_wrong);
-		TH_LOG("first: PFN %#lx, flags %#llx, count %#llx", wrong_pfn,
-		       (unsigned long long)wrong_flags,
-		       (unsigned long long)wrong_count);
+		       scan.wrong);
+		TH_LOG("first: PFN %#lx, flags %#llx, count %#llx", scan.pfn,
+		       (unsigned long long)scan.flags,
+		       (unsigned long long)scan.count);
 	}
+	if (!(scan.buddy + scan.slab + scan.pgtable + scan.offline))
+		SKIP(return, "no pages of these types around PFN %#lx", pfn);
 }
 
 /* Control: a small page is counted once for each process that maps it. */
