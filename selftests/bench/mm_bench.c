@@ -198,7 +198,8 @@ static void hugetlb_mremap(int shared, int touch, int repeats)
 	}
 	for (i = 0; touch && i < GB; i += 2 * MB)
 		p[i] = 1;
-	for (; repeats >= 0; repeats--) {
+	/* so short that it takes many for a median without a timer tick */
+	for (repeats *= 5; repeats >= 0; repeats--) {
 		q = gigabyte_hole();
 		start = now();
 		if (mremap(p, GB, GB, MREMAP_MAYMOVE | MREMAP_FIXED, q) != q)
