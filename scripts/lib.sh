@@ -94,6 +94,11 @@ no_more_args() {
 	[ ${#positional[@]} -le 2 ] || bad_option "${positional[2]}"
 }
 
+# plain_name TEXT: TEXT as a file may be called
+plain_name() {
+	tr -c 'A-Za-z0-9_.\n-' _ <<<"$1"
+}
+
 tree_dir() {
 	case $1 in
 	series) echo "$cache/linux" ;;
