@@ -1400,17 +1400,24 @@ static bool is_unmapped(char *addr, unsigned long len)
 	return true;
 }
 
-static void shrink_arena(struct __test_metadata *_metadata,
-			 FIXTURE_DATA(shrink) * self, unsigned long size)
+/* An arena for pages of the next size, until there is none. */
+static bool next_size(struct __test_metadata *_metadata,
+		      FIXTURE_DATA(shrink) * self)
 {
-	char *arena = mmap(NULL, 9 * size, PROT_NONE,
-			   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	unsigned long size;
+	char *arena;
 
+	if (!self->nr_sizes)
+		return false;
+	size = self->sizes[--self->nr_sizes];
+	arena = mmap(NULL, 9 * size, PROT_NONE,
+		     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	ASSERT_NE(arena, MAP_FAILED);
 	self->size = size;
 	self->p = (char *)(((unsigned long)arena + size - 1) & -size);
 	self->elsewhere = self->p + 5 * size;
 	munmap(self->p, 8 * size);
+	return true;
 }
 
 /* What comes after the mapping loses as much as the caller said, not more. */
@@ -1444,34 +1451,23 @@ static void neighbour_test(struct __test_metadata *_metadata,
 
 TEST_F(shrink, neighbour)
 {
-	int i;
-
-	for (i = 0; i < self->nr_sizes; i++) {
-		shrink_arena(_metadata, self, self->sizes[i]);
+	while (next_size(_metadata, self))
 		neighbour_test(_metadata, self, false);
-	}
 }
 
 TEST_F(shrink, neighbour_and_move)
 {
-	int i;
-
-	for (i = 0; i < self->nr_sizes; i++) {
-		shrink_arena(_metadata, self, self->sizes[i]);
+	while (next_size(_metadata, self))
 		neighbour_test(_metadata, self, true);
-	}
 }
 
 /* No part of a huge page can be unmapped: munmap() does not do it either. */
 TEST_F(shrink, neighbour_is_hugetlb)
 {
-	int i;
-
-	for (i = 0; i < self->nr_sizes; i++) {
-		unsigned long size = self->sizes[i];
+	while (next_size(_metadata, self)) {
+		const unsigned long size = self->size;
 		char *p, *next;
 
-		shrink_arena(_metadata, self, size);
 		p = map_huge(_metadata, self->p, size, size);
 		next = map_huge(_metadata, p + size, size, size);
 		*next = 2;
@@ -1511,14 +1507,11 @@ TEST_F(shrink, neighbour_is_hugetlb)
 /* A mapping of the same file, but of another part: a ring buffer, mirrored. */
 TEST_F(shrink, neighbour_is_mirror)
 {
-	int i;
-
-	for (i = 0; i < self->nr_sizes; i++) {
-		unsigned long size = self->sizes[i];
+	while (next_size(_metadata, self)) {
+		const unsigned long size = self->size;
 		char *p, *mirror;
 		int fd;
 
-		shrink_arena(_metadata, self, size);
 		fd = memfd_create("mirror", MFD_CLOEXEC | MFD_HUGETLB |
 				  __builtin_ctzl(size) << MFD_HUGE_SHIFT);
 		ASSERT_GE(fd, 0);
@@ -1545,54 +1538,42 @@ TEST_F(shrink, neighbour_is_mirror)
 }
 
 /* mmap() has rounded up the length, so the same has to go away. */
-TEST_F(shrink, own_page)
+static void own_page_test(struct __test_metadata *_metadata,
+			  FIXTURE_DATA(shrink) * self, bool split)
 {
-	int i;
+	const unsigned long size = self->size;
+	char *p = map_huge(_metadata, self->p, size + psize(), size);
 
-	for (i = 0; i < self->nr_sizes; i++) {
-		unsigned long size = self->sizes[i];
-		char *p;
-
-		shrink_arena(_metadata, self, size);
-		p = map_huge(_metadata, self->p, size + psize(), size);
-		ASSERT_TRUE(is_mapped(p, 2 * size));
-		memset(p, 1, 2 * size);
-		EXPECT_EQ(sys_mremap(p, size + psize(), size, 0, NULL), p);
-		EXPECT_TRUE(is_unmapped(p + size, size));
-		EXPECT_TRUE(is_mapped(p, size));
-		munmap(p, size);
-	}
+	ASSERT_TRUE(is_mapped(p, 2 * size));
+	memset(p, 1, 2 * size);
+	/* Makes two VMAs of it. */
+	if (split)
+		ASSERT_EQ(mprotect(p + size, size, PROT_READ), 0);
+	EXPECT_EQ(sys_mremap(p, size + psize(), size, 0, NULL), p);
+	EXPECT_TRUE(is_unmapped(p + size, size));
+	EXPECT_TRUE(is_mapped(p, size));
+	munmap(p, size);
 }
 
-/* As above, but mprotect() has made two VMAs of it. */
+TEST_F(shrink, own_page)
+{
+	while (next_size(_metadata, self))
+		own_page_test(_metadata, self, false);
+}
+
 TEST_F(shrink, own_page_split)
 {
-	int i;
-
-	for (i = 0; i < self->nr_sizes; i++) {
-		unsigned long size = self->sizes[i];
-		char *p;
-
-		shrink_arena(_metadata, self, size);
-		p = map_huge(_metadata, self->p, size + psize(), size);
-		ASSERT_EQ(mprotect(p + size, size, PROT_READ), 0);
-		EXPECT_EQ(sys_mremap(p, size + psize(), size, 0, NULL), p);
-		EXPECT_TRUE(is_unmapped(p + size, size));
-		EXPECT_TRUE(is_mapped(p, size));
-		munmap(p, size);
-	}
+	while (next_size(_metadata, self))
+		own_page_test(_metadata, self, true);
 }
 
 /* Lengths that are the same when rounded up change nothing. */
 TEST_F(shrink, same_length)
 {
-	int i;
-
-	for (i = 0; i < self->nr_sizes; i++) {
-		unsigned long size = self->sizes[i];
+	while (next_size(_metadata, self)) {
+		const unsigned long size = self->size;
 		char *p;
 
-		shrink_arena(_metadata, self, size);
 		p = map_huge(_metadata, self->p, size, size);
 		map_memory(_metadata, p + size, size, 0);
 		EXPECT_EQ(sys_mremap(p, size, psize(), 0, NULL), p);
