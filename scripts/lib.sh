@@ -17,7 +17,7 @@ author_email="linux-large-pages@project.invalid"
 # in-kernel tests and the boot's own "BUG" free banner do not match.
 splat_re='WARNING:|BUG:|Oops:|Kernel panic|general protection fault|INFO: (task .* blocked|rcu|possible)'
 splat_re+='|possible (recursive|circular|irq lock)|suspicious RCU|held lock freed|refcount_t:|soft lockup|rcu: .*stall'
-splat_re+='|trying to register non-static key|bad p[g4um]d '
+splat_re+='|trying to register non-static key|bad p[g4um]d |kmemleak: [0-9]+ new suspected'
 
 say() {
 	local t=$(($(date +%s) - LP_START))

@@ -11,8 +11,6 @@
 #include "kselftest_harness.h"
 #include <errno.h>
 #include <fcntl.h>
-#include <limits.h>
-#include <linux/memfd.h>
 #include <pthread.h>
 #include <sched.h>
 #include <setjmp.h>
@@ -23,17 +21,15 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
-#include "vm_util.h"
-#include "hugepage_settings.h"
+#include "hugetlb_mremap.h"
 
-#define MAX_SIZES	8
 #define HANG_SECONDS	40
 
 /* Children report here: stdout would be kept open by one that hangs. */
@@ -49,113 +45,15 @@ static void __attribute__((constructor)) save_settings(void)
 	hugetlb_save_settings();
 }
 
-/* What one entry of a PMD table and one entry of a PUD table can map. */
-static unsigned long pmd_span(void)
-{
-	return psize() * (psize() / sizeof(uint64_t));
-}
-
-static unsigned long pud_span(void)
-{
-	return pmd_span() * (psize() / sizeof(uint64_t));
-}
-
 static unsigned long table_span(unsigned long size)
 {
 	return size < pmd_span() ? pmd_span() : pud_span();
-}
-
-static void pool_path(char *path, size_t len, unsigned long size,
-		      const char *name)
-{
-	snprintf(path, len, "/sys/kernel/mm/hugepages/hugepages-%lukB/%s",
-		 size >> 10, name);
-}
-
-/* Children must not exit as read_num() does: that would restore the pools. */
-static long number_in(const char *path)
-{
-	char buf[32];
-
-	return read_file(path, buf, sizeof(buf)) ? atol(buf) : -1;
-}
-
-static long pool_number(unsigned long size, const char *name)
-{
-	char path[PATH_MAX];
-
-	pool_path(path, sizeof(path), size, name);
-	return number_in(path);
-}
-
-static long available_pages(unsigned long size)
-{
-	return pool_number(size, "free_hugepages") -
-		pool_number(size, "resv_hugepages");
-}
-
-static bool resize_pool(unsigned long size, unsigned long nr)
-{
-	char path[PATH_MAX];
-
-	pool_path(path, sizeof(path), size, "nr_hugepages");
-	if (access(path, W_OK))
-		return false;
-	hugetlb_set_nr_pages(size, nr);
-	return true;
-}
-
-/*
- * The sizes of which @nr pages can be had in at most @max bytes, neither in use
- * nor reserved by others.
- */
-static int usable_sizes(unsigned long *sizes, unsigned long nr,
-			unsigned long max)
-{
-	unsigned long all[MAX_SIZES];
-	int i, count = 0, nr_all = detect_hugetlb_page_sizes(all, MAX_SIZES);
-
-	for (i = 0; i < nr_all; i++) {
-		long available;
-
-		if (all[i] >= pud_span()) {
-			ksft_print_msg("Skip %lu kB pages: no smaller than what a PUD maps\n",
-				       all[i] >> 10);
-			continue;
-		}
-		if (all[i] > max / nr) {
-			ksft_print_msg("Skip %lu kB pages: %lu of them are more than %lu MB\n",
-				       all[i] >> 10, nr, max >> 20);
-			continue;
-		}
-		available = available_pages(all[i]);
-		if (available < (long)nr) {
-			resize_pool(all[i], hugetlb_nr_pages(all[i]) + nr -
-				    available);
-			available = available_pages(all[i]);
-		}
-		if (available < (long)nr) {
-			ksft_print_msg("Skip %lu kB pages: %ld available of %lu\n",
-				       all[i] >> 10, available, nr);
-			continue;
-		}
-		sizes[count++] = all[i];
-	}
-	return count;
 }
 
 static struct report *new_report(void)
 {
 	return mmap(NULL, sizeof(struct report), PROT_READ | PROT_WRITE,
 		    MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-}
-
-static int hugetlb_memfd(unsigned long size)
-{
-	unsigned int shift = __builtin_ctzl(size);
-
-	return memfd_create("hugetlb_mremap_move",
-			    MFD_HUGETLB | (shift << MFD_HUGE_SHIFT));
 }
 
 /* For children, which must not exit like the main process does. */
@@ -327,8 +225,8 @@ FIXTURE_VARIANT_ADD(populated, short)
 };
 
 /*
- * Another process has the table already, where it can be shared. Here mremap()
- * only has to drop the shared table, both times: nothing is allocated.
+ * Another process has the table already, where it can be shared. What mremap()
+ * does then is to move, or to drop, the shared table: nothing is allocated.
  */
 FIXTURE_VARIANT_ADD(populated, aligned_table_shared)
 {
@@ -353,11 +251,6 @@ FIXTURE_SETUP(populated)
 
 FIXTURE_TEARDOWN(populated)
 {
-}
-
-static unsigned long *word(char *p, unsigned long size, unsigned long page)
-{
-	return (unsigned long *)(p + page * size + size / 2);
 }
 
 /* Enough entries to have some in every table, and neighbours at their ends. */
@@ -542,9 +435,7 @@ FIXTURE(partial)
 	unsigned long sizes[MAX_SIZES];
 	struct report *report;
 	int nr_sizes;
-	char cgroup_root[64];
-	char cgroup[128];
-	bool cgroup_enabled;
+	struct test_cgroup cgroup;
 };
 
 FIXTURE_VARIANT(partial)
@@ -618,110 +509,14 @@ FIXTURE_SETUP(partial)
 	ASSERT_NE(self->report, MAP_FAILED);
 }
 
-static bool cgroup_write(const char *dir, const char *file, const char *val)
-{
-	char path[PATH_MAX];
-	bool written;
-	int fd;
-
-	snprintf(path, sizeof(path), "%s/%s", dir, file);
-	fd = open(path, O_WRONLY);
-	if (fd < 0)
-		return false;
-	written = write(fd, val, strlen(val)) > 0;
-	close(fd);
-	return written;
-}
-
-static bool cgroup_lists(const char *dir, const char *file, const char *what)
-{
-	char path[PATH_MAX], buf[512];
-
-	snprintf(path, sizeof(path), "%s/%s", dir, file);
-	return read_file(path, buf, sizeof(buf)) && strstr(buf, what);
-}
-
-static void rsvd_path(char *path, size_t len, const char *cgroup,
-		      unsigned long size)
-{
-	const char *unit = "KB";
-	unsigned long n = size >> 10;
-
-	if (size >= 1UL << 30) {
-		unit = "GB";
-		n >>= 20;
-	} else if (size >= 1UL << 20) {
-		unit = "MB";
-		n >>= 10;
-	}
-	snprintf(path, len, "%s/hugetlb.%lu%s.rsvd.current", cgroup, n, unit);
-}
-
-/* Returns why there is no cgroup to be had, or NULL. */
-static const char *make_cgroup(FIXTURE_DATA(partial) * self)
-{
-	char line[512], dir[64], type[32], path[PATH_MAX];
-	FILE *f = fopen("/proc/mounts", "r");
-
-	while (f && fgets(line, sizeof(line), f))
-		if (sscanf(line, "%*s %63s %31s", dir, type) == 2 &&
-		    !strcmp(type, "cgroup2")) {
-			snprintf(self->cgroup_root, sizeof(self->cgroup_root),
-				 "%s", dir);
-			break;
-		}
-	if (f)
-		fclose(f);
-
-	if (!self->cgroup_root[0]) {
-		/* Nobody else sees this mount, and it goes away with us. */
-		if (unshare(CLONE_NEWNS) ||
-		    mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) ||
-		    mount("none", "/sys/fs/cgroup", "cgroup2", 0, NULL))
-			return "cgroup2 is not mounted and cannot be";
-		snprintf(self->cgroup_root, sizeof(self->cgroup_root),
-			 "/sys/fs/cgroup");
-	}
-	if (!cgroup_lists(self->cgroup_root, "cgroup.controllers", "hugetlb"))
-		return "cgroup2 has no hugetlb controller";
-	if (!cgroup_lists(self->cgroup_root, "cgroup.subtree_control",
-			  "hugetlb")) {
-		if (!cgroup_write(self->cgroup_root, "cgroup.subtree_control",
-				  "+hugetlb"))
-			return "the hugetlb controller cannot be enabled";
-		self->cgroup_enabled = true;
-	}
-	snprintf(self->cgroup, sizeof(self->cgroup), "%s/hugetlb_mremap_%d",
-		 self->cgroup_root, getpid());
-	if (mkdir(self->cgroup, 0755)) {
-		self->cgroup[0] = '\0';
-		return "a cgroup cannot be made";
-	}
-	rsvd_path(path, sizeof(path), self->cgroup, self->sizes[0]);
-	if (access(path, R_OK))
-		return "the hugetlb controller does not count reservations";
-	return NULL;
-}
-
 FIXTURE_TEARDOWN(partial)
 {
-	if (self->cgroup[0])
-		rmdir(self->cgroup);
-	if (self->cgroup_enabled)
-		cgroup_write(self->cgroup_root, "cgroup.subtree_control",
-			     "-hugetlb");
+	remove_cgroup(&self->cgroup);
 }
 
 static long reserved_pages(unsigned long size)
 {
 	return pool_number(size, "resv_hugepages");
-}
-
-static sigjmp_buf sigbus_env;
-
-static void sigbus_handler(int sig)
-{
-	siglongjmp(sigbus_env, 1);
 }
 
 struct partial_state {
@@ -899,7 +694,7 @@ static void partial_test(struct __test_metadata *_metadata,
 		struct partial_state st = {
 			.report = self->report,
 			.size = self->sizes[i],
-			.cgroup = after == CHARGE ? self->cgroup : NULL,
+			.cgroup = after == CHARGE ? self->cgroup.path : NULL,
 		};
 		const char *what = "mremap of part of a private mapping";
 		unsigned long in_use, nr;
@@ -966,7 +761,7 @@ TEST_F_TIMEOUT(partial, move_back_and_on, 400)
 
 TEST_F_TIMEOUT(partial, cgroup_charge, 400)
 {
-	const char *reason = make_cgroup(self);
+	const char *reason = make_cgroup(&self->cgroup, self->sizes[0]);
 
 	if (reason)
 		SKIP(return, "%s", reason);
@@ -1384,22 +1179,6 @@ static char *map_huge(struct __test_metadata *_metadata, char *addr,
 			  __builtin_ctzl(size) << MAP_HUGE_SHIFT);
 }
 
-static bool is_mapped(char *addr, unsigned long len)
-{
-	return !msync(addr, len, MS_ASYNC);
-}
-
-/* None of the pages is mapped: not the same as not all of them are. */
-static bool is_unmapped(char *addr, unsigned long len)
-{
-	unsigned long i;
-
-	for (i = 0; i < len; i += psize())
-		if (is_mapped(addr + i, psize()))
-			return false;
-	return true;
-}
-
 /* An arena for pages of the next size, until there is none. */
 static bool next_size(struct __test_metadata *_metadata,
 		      FIXTURE_DATA(shrink) * self)
@@ -1584,25 +1363,11 @@ TEST_F(shrink, same_length)
 	}
 }
 
-static const struct {
-	const char *path;
-	const char *val;
-} fault_attrs[] = {
-	{ "/sys/kernel/debug/failslab/ignore-gfp-wait", "N" },
-	{ "/sys/kernel/debug/failslab/verbose", "0" },
-	{ "/sys/kernel/debug/fail_page_alloc/ignore-gfp-wait", "N" },
-	{ "/sys/kernel/debug/fail_page_alloc/ignore-gfp-highmem", "N" },
-	{ "/sys/kernel/debug/fail_page_alloc/min-order", "0" },
-	{ "/sys/kernel/debug/fail_page_alloc/verbose", "0" },
-};
-
 FIXTURE(failure)
 {
 	unsigned long sizes[MAX_SIZES];
 	struct report *report;
 	int nr_sizes;
-	bool changed;
-	char saved[ARRAY_SIZE(fault_attrs)][32];
 };
 
 FIXTURE_VARIANT(failure)
@@ -1624,33 +1389,22 @@ FIXTURE_VARIANT_ADD(failure, middle)
 
 FIXTURE_SETUP(failure)
 {
-	unsigned int i;
+	const char *reason;
 
-	for (i = 0; i < ARRAY_SIZE(fault_attrs); i++)
-		if (!read_file(fault_attrs[i].path, self->saved[i],
-			       sizeof(self->saved[i])))
-			SKIP(return, "Allocation failures cannot be injected");
-	if (access("/proc/thread-self/fail-nth", W_OK))
-		SKIP(return, "No fail-nth");
 	self->nr_sizes = usable_sizes(self->sizes, NR_PRIVATE, 512UL << 20);
 	if (!self->nr_sizes)
 		SKIP(return, "Less than %d huge pages available of every size",
 		     NR_PRIVATE);
 	self->report = new_report();
 	ASSERT_NE(self->report, MAP_FAILED);
-	self->changed = true;
-	for (i = 0; i < ARRAY_SIZE(fault_attrs); i++)
-		write_file(fault_attrs[i].path, fault_attrs[i].val,
-			   strlen(fault_attrs[i].val) + 1);
+	reason = allow_injection();
+	if (reason)
+		SKIP(return, "%s", reason);
 }
 
 FIXTURE_TEARDOWN(failure)
 {
-	unsigned int i;
-
-	for (i = 0; self->changed && i < ARRAY_SIZE(fault_attrs); i++)
-		write_file(fault_attrs[i].path, self->saved[i],
-			   strlen(self->saved[i]) + 1);
+	end_injection();
 }
 
 /* Have each of the allocations fail in turn. */
@@ -1682,27 +1436,13 @@ static void move_with_failures(const FIXTURE_VARIANT(failure) * v,
 	left = untouched(st, 0, NR_PRIVATE);
 
 	for (nth = 1; !moved; nth++) {
-		char buf[16], *p, *from = st->page[v->first];
-		int fd, n, err, unused;
+		char *p, *from = st->page[v->first];
+		bool injected;
 
-		fd = open("/proc/thread-self/fail-nth", O_RDWR);
-		if (fd < 0)
-			give_up(st->report, "fail-nth: %s", strerror(errno));
-		n = snprintf(buf, sizeof(buf), "%u", nth);
-		if (write(fd, buf, n) != n)
-			give_up(st->report, "fail-nth: %s", strerror(errno));
-		p = sys_mremap(from, len, len, MREMAP_MAYMOVE | MREMAP_FIXED,
-			       dst);
-		err = errno;
-		n = pread(fd, buf, sizeof(buf) - 1, 0);
-		buf[n > 0 ? n : 0] = '\0';
-		unused = atoi(buf);
-		/* The write itself may be what fails, once. */
-		if (unused && write(fd, "0", 1) != 1 && write(fd, "0", 1) != 1)
-			give_up(st->report, "fail-nth: %s", strerror(errno));
-		close(fd);
-
-		if (p == dst && unused) {
+		p = mremap_failing(nth, from, len, len,
+				   MREMAP_MAYMOVE | MREMAP_FIXED, dst,
+				   &injected);
+		if (p == dst && !injected) {
 			for (i = 0; i < v->count; i++)
 				st->page[v->first + i] = dst + i * size;
 			moved = true;
@@ -1713,8 +1453,8 @@ static void move_with_failures(const FIXTURE_VARIANT(failure) * v,
 			if (p != from)
 				give_up(st->report, "mremap() back: %s",
 					strerror(errno));
-		} else if (unused) {
-			give_up(st->report, "mremap(): %s", strerror(err));
+		} else if (!injected) {
+			give_up(st->report, "mremap(): %s", strerror(errno));
 		}
 		expect_reserved(st, "after failure of an allocation", left);
 		for (i = 0; i < NR_PRIVATE; i++)
@@ -1756,6 +1496,488 @@ TEST_F_TIMEOUT(failure, nth_allocation, 400)
 	}
 	if (!tested)
 		SKIP(return, "Not enough address space");
+}
+
+/*
+ * What a page table of PMDs maps, and a little more, most of it never touched.
+ * The table can move as a whole, the rest cannot.
+ */
+FIXTURE(tables)
+{
+	unsigned long sizes[MAX_SIZES];
+	struct report *report;
+	int nr_sizes;
+};
+
+FIXTURE_VARIANT(tables)
+{
+	bool shared;
+	/* Another process maps the same, or was forked when all was touched */
+	bool other;
+};
+
+FIXTURE_VARIANT_ADD(tables, private)
+{
+};
+
+FIXTURE_VARIANT_ADD(tables, private_forked)
+{
+	.other = true,
+};
+
+FIXTURE_VARIANT_ADD(tables, shared)
+{
+	.shared = true,
+};
+
+FIXTURE_VARIANT_ADD(tables, shared_by_two)
+{
+	.shared = true,
+	.other = true,
+};
+
+#define NR_BEYOND	4	/* pages in the next table */
+#define NR_PROBES	3	/* pages that only the other process touches */
+#define FIRST_PROBE	4
+
+FIXTURE_SETUP(tables)
+{
+	/* Twice what pages_to_use() says, for copy on write. */
+	self->nr_sizes = usable_sizes(self->sizes, 2 * 8 + NR_PROBES,
+				      640UL << 20);
+	if (!self->nr_sizes)
+		SKIP(return, "Less than %d huge pages available of every size",
+		     2 * 8 + NR_PROBES);
+	self->report = new_report();
+	ASSERT_NE(self->report, MAP_FAILED);
+}
+
+FIXTURE_TEARDOWN(tables)
+{
+	end_injection();
+}
+
+struct tables_state {
+	const FIXTURE_VARIANT(tables) * variant;
+	struct report *report;
+	unsigned long size;
+	unsigned long nr;
+	char *src, *dst, *elsewhere;
+	int fd;
+	int pagemap;
+	pid_t other;
+	unsigned int probes;
+	bool table_shared;
+};
+
+/* Unlike an access, a look at the pagemap does not fault in anything. */
+static bool is_present(struct tables_state *st, char *p, unsigned long page)
+{
+	const unsigned long addr = (unsigned long)p + page * st->size;
+	uint64_t entry;
+
+	if (pread(st->pagemap, &entry, sizeof(entry),
+		  addr / psize() * sizeof(entry)) != sizeof(entry))
+		give_up(st->report, "reading pagemap: %s", strerror(errno));
+	return entry & PM_PRESENT;
+}
+
+static void expect_present(struct tables_state *st, const char *when, char *p)
+{
+	unsigned long pages[8];
+	int i, count = pages_to_use(pages, st->nr);
+
+	for (i = 0; i < count; i++)
+		if (!is_present(st, p, pages[i]))
+			give_up(st->report, "page %lu has to be faulted in again %s",
+				pages[i], when);
+}
+
+/* Step 2n: touch the probe n, and say so by step 2n + 1. */
+static void other_process(struct tables_state *st)
+{
+	unsigned int i;
+
+	if (st->variant->shared)
+		map_file(st->report, st->elsewhere, st->nr * st->size,
+			 PROT_READ | PROT_WRITE, st->fd);
+	else
+		st->elsewhere = st->src;
+	check_words(st->report, "in the other process", st->elsewhere,
+		    st->size, st->nr, 1000);
+	for (i = 0; i < NR_PROBES; i++) {
+		set_step(st->report, 2 * i + 1);
+		wait_step(st->report, 2 * i + 2, 0);
+		*word(st->elsewhere, st->size, FIRST_PROBE + i) = i;
+	}
+	set_step(st->report, 2 * i + 1);
+	wait_step(st->report, 2 * i + 2, 0);
+	check_words(st->report, "in the other process at last", st->elsewhere,
+		    st->size, st->nr, st->variant->shared ? 3000 : 1000);
+	_exit(KSFT_PASS);
+}
+
+/* Is what the other process has faulted in present for this one, too? */
+static bool is_table_shared(struct tables_state *st, char *p)
+{
+	const unsigned int probe = st->probes++;
+
+	if (!st->other)
+		return false;
+	set_step(st->report, 2 * probe + 2);
+	wait_step(st->report, 2 * probe + 3, st->other);
+	return is_present(st, p, FIRST_PROBE + probe);
+}
+
+static void tables_map(struct tables_state *st)
+{
+	const unsigned long span = pud_span();
+	unsigned long len;
+
+	st->nr = span / st->size + NR_BEYOND;
+	len = st->nr * st->size;
+	st->src = reserve_arena(st->report, 9ULL * span, span);
+	st->dst = st->src + 3 * span;
+	st->elsewhere = st->src + 6 * span;
+	st->pagemap = open("/proc/self/pagemap", O_RDONLY);
+	if (st->pagemap < 0)
+		give_up(st->report, "pagemap: %s", strerror(errno));
+
+	if (st->variant->shared) {
+		st->fd = hugetlb_memfd(st->size);
+		if (st->fd < 0)
+			give_up(st->report, "memfd_create(): %s",
+				strerror(errno));
+		map_file(st->report, st->src, len, PROT_READ | PROT_WRITE,
+			 st->fd);
+	} else if (mmap(st->src, len, PROT_READ | PROT_WRITE,
+			MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE |
+			MAP_ANONYMOUS | MAP_HUGETLB |
+			__builtin_ctzl(st->size) << MAP_HUGE_SHIFT, -1, 0) !=
+		   st->src) {
+		give_up(st->report, "mmap(): %s", strerror(errno));
+	}
+	set_words(st->src, st->size, st->nr, 1000);
+}
+
+static void tables_start(struct tables_state *st)
+{
+	const pid_t parent = getpid();
+
+	tables_map(st);
+	if (st->variant->other) {
+		st->other = fork();
+		if (st->other < 0)
+			give_up(st->report, "fork(): %s", strerror(errno));
+		if (!st->other) {
+			die_with_parent(parent);
+			other_process(st);
+		}
+		wait_step(st->report, 1, st->other);
+	}
+	expect_present(st, "before it has moved", st->src);
+	st->table_shared = is_table_shared(st, st->src);
+}
+
+static void tables_end(struct tables_state *st)
+{
+	int status;
+
+	if (st->other) {
+		while (st->probes < NR_PROBES)
+			is_table_shared(st, st->src);
+		set_step(st->report, 2 * NR_PROBES + 2);
+		if (waitpid(st->other, &status, 0) != st->other ||
+		    !WIFEXITED(status) || WEXITSTATUS(status))
+			give_up(st->report, "the other process failed: %s",
+				st->report->msg);
+	}
+	finish(st->report, KSFT_PASS, "the page table was %sshared",
+	       st->table_shared ? "" : "not ");
+}
+
+static void expect_still_shared(struct tables_state *st, char *p)
+{
+	if (is_table_shared(st, p) != st->table_shared)
+		give_up(st->report, "the page table is %sshared any more",
+			st->table_shared ? "not " : "");
+}
+
+static void move_tables(struct tables_state *st)
+{
+	unsigned long len;
+
+	tables_start(st);
+	len = st->nr * st->size;
+	if (sys_mremap(st->src, len, len, MREMAP_MAYMOVE | MREMAP_FIXED,
+		       st->dst) != st->dst)
+		give_up(st->report, "mremap(): %s", strerror(errno));
+	expect_present(st, "after a move", st->dst);
+	expect_still_shared(st, st->dst);
+	check_words(st->report, "after a move", st->dst, st->size, st->nr,
+		    1000);
+	set_words(st->dst, st->size, st->nr, 2000);
+
+	if (sys_mremap(st->dst, len, len, MREMAP_MAYMOVE | MREMAP_FIXED,
+		       st->src) != st->src)
+		give_up(st->report, "mremap() back: %s", strerror(errno));
+	expect_present(st, "after a move back", st->src);
+	expect_still_shared(st, st->src);
+	check_words(st->report, "after a move back", st->src, st->size, st->nr,
+		    2000);
+	set_words(st->src, st->size, st->nr, 3000);
+	tables_end(st);
+}
+
+/* A failed move is undone, and all of it stays present where it has been. */
+static void move_tables_with_failures(struct tables_state *st)
+{
+	unsigned int nth, failures = 0;
+	unsigned long len;
+	bool injected;
+
+	tables_start(st);
+	len = st->nr * st->size;
+	for (nth = 1; ; nth++) {
+		char *p = mremap_failing(nth, st->src, len, len,
+					 MREMAP_MAYMOVE | MREMAP_FIXED,
+					 st->dst, &injected);
+
+		if (p == st->dst && !injected)
+			break;
+		if (!injected)
+			give_up(st->report, "mremap(): %s", strerror(errno));
+		if (p != st->dst) {
+			failures++;
+			expect_present(st, "after a failed move", st->src);
+		} else if (sys_mremap(st->dst, len, len,
+				      MREMAP_MAYMOVE | MREMAP_FIXED,
+				      st->src) != st->src) {
+			give_up(st->report, "mremap() back: %s",
+				strerror(errno));
+		}
+		/* Faults in what had to be unshared for lack of a lock. */
+		check_words(st->report, "after failure of an allocation",
+			    st->src, st->size, st->nr, 1000);
+	}
+	expect_present(st, "after a move", st->dst);
+	check_words(st->report, "after a move", st->dst, st->size, st->nr,
+		    1000);
+	set_words(st->dst, st->size, st->nr, 3000);
+	if (!failures)
+		give_up(st->report, "no allocation failed");
+	st->src = st->dst;
+	tables_end(st);
+}
+
+/* What runs while tables move there and back. Pages of words do not change. */
+#define STRESS_SECONDS	4
+#define STRESS_VICTIM	(FIRST_PROBE + NR_PROBES)	/* a page that comes and goes */
+
+static struct stress {
+	struct tables_state *st;
+	unsigned long mask[2][MAX_NODES / BITS_PER_LONG];
+	int nodes;
+	bool stop;
+	unsigned long gups;	/* pages seen by GUP */
+	unsigned long wrong;	/* of which had another's contents */
+	unsigned long moves;
+} stress;
+
+static bool stress_stopped(void)
+{
+	return __atomic_load_n(&stress.stop, __ATOMIC_RELAXED);
+}
+
+/* vmsplice() takes references by GUP-fast; what it got can be read later. */
+static void *stress_gup(void *arg)
+{
+	struct tables_state *st = stress.st;
+	unsigned long pages[8], val;
+	int i, fds[2], count = pages_to_use(pages, st->nr);
+
+	if (pipe(fds))
+		return NULL;
+	for (i = 0; !stress_stopped(); i++) {
+		const unsigned long page = pages[i / 2 % count];
+		char *p = i % 2 ? st->src : st->dst;
+		struct iovec iov = {
+			.iov_base = word(p, st->size, page),
+			.iov_len = sizeof(val),
+		};
+
+		if (vmsplice(fds[1], &iov, 1, SPLICE_F_NONBLOCK) !=
+		    sizeof(val))
+			continue;	/* It is at the other address. */
+		if (read(fds[0], &val, sizeof(val)) != sizeof(val))
+			break;
+		stress.gups++;
+		stress.wrong += val != page + 1000;
+	}
+	close(fds[0]);
+	close(fds[1]);
+	return NULL;
+}
+
+/* To the one node and to the other, if there are two. */
+static void *stress_migrate(void *arg)
+{
+	int to = 0;
+
+	while (stress.nodes == 2 && !stress_stopped()) {
+		to = !to;
+		syscall(__NR_migrate_pages, 0, MAX_NODES, stress.mask[!to],
+			stress.mask[to]);
+	}
+	return NULL;
+}
+
+/* Fault in and zap a page, where it is now. */
+static void *stress_zap(void *arg)
+{
+	struct tables_state *st = stress.st;
+	unsigned int i;
+
+	for (i = 0; !stress_stopped(); i++) {
+		char *p = (i % 2 ? st->src : st->dst) + STRESS_VICTIM * st->size;
+
+		madvise(p, st->size, MADV_POPULATE_WRITE);
+		madvise(p, st->size, MADV_DONTNEED);
+	}
+	return NULL;
+}
+
+/* Another process maps, touches and unmaps the file, and punches holes into it. */
+static void stress_other(struct tables_state *st)
+{
+	const size_t len = st->nr * st->size;
+
+	while (!__atomic_load_n(&st->report->stop, __ATOMIC_ACQUIRE)) {
+		if (!st->variant->shared) {
+			check_words(st->report, "in the other process",
+				    st->src, st->size, st->nr, 1000);
+			usleep(1000);
+			continue;
+		}
+		map_file(st->report, st->elsewhere, len, PROT_READ | PROT_WRITE,
+			 st->fd);
+		check_words(st->report, "in the other process", st->elsewhere,
+			    st->size, st->nr, 1000);
+		fallocate(st->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+			  STRESS_VICTIM * st->size, st->size);
+		munmap(st->elsewhere, len);
+	}
+	_exit(KSFT_PASS);
+}
+
+static void stress_tables(struct tables_state *st)
+{
+	void *(*const functions[])(void *) = {
+		stress_gup, stress_migrate, stress_zap,
+	};
+	pthread_t threads[ARRAY_SIZE(functions)];
+	struct timespec start, now;
+	const pid_t parent = getpid();
+	unsigned int i;
+	size_t len;
+	int node;
+
+	tables_map(st);
+	len = st->nr * st->size;
+	if (st->variant->other) {
+		st->other = fork();
+		if (st->other < 0)
+			give_up(st->report, "fork(): %s", strerror(errno));
+		if (!st->other) {
+			die_with_parent(parent);
+			stress_other(st);
+		}
+	}
+	stress.st = st;
+	for (node = 0; node < MAX_NODES && stress.nodes < 2; node++)
+		if (node_has_memory(node))
+			stress.mask[stress.nodes++][node / BITS_PER_LONG] |=
+				1UL << node % BITS_PER_LONG;
+	/*
+	 * No hole may be there when the threads get their stacks, nor may they
+	 * allocate memory once there is.
+	 */
+	for (i = 0; i < ARRAY_SIZE(functions); i++)
+		if (pthread_create(&threads[i], NULL, functions[i], NULL))
+			give_up(st->report, "pthread_create() failed");
+
+	clock_gettime(CLOCK_MONOTONIC, &start);
+	do {
+		char *from = stress.moves % 2 ? st->dst : st->src;
+		char *to = stress.moves % 2 ? st->src : st->dst;
+
+		if (sys_mremap(from, len, len, MREMAP_MAYMOVE | MREMAP_FIXED,
+			       to) != to)
+			give_up(st->report, "mremap(): %s", strerror(errno));
+		check_words(st->report, "after a move", to, st->size, st->nr,
+			    1000);
+		stress.moves++;
+		clock_gettime(CLOCK_MONOTONIC, &now);
+	} while (now.tv_sec - start.tv_sec <= STRESS_SECONDS);
+
+	__atomic_store_n(&stress.stop, true, __ATOMIC_RELAXED);
+	for (i = 0; i < ARRAY_SIZE(functions); i++)
+		pthread_join(threads[i], NULL);
+	if (stress.wrong)
+		give_up(st->report, "%lu of %lu pages that GUP found are not those of the address",
+			stress.wrong, stress.gups);
+	if (!stress.gups)
+		give_up(st->report, "GUP found no page");
+	finish(st->report, KSFT_PASS, "%lu moves, %lu pages found by GUP",
+	       stress.moves, stress.gups);
+}
+
+static void tables_test(struct __test_metadata *_metadata,
+			FIXTURE_DATA(tables) * self,
+			const FIXTURE_VARIANT(tables) * variant,
+			void (*run)(struct tables_state *st))
+{
+	int i, tested = 0;
+
+	/* Reap the other process, too, if the first one fails. */
+	prctl(PR_SET_CHILD_SUBREAPER, 1);
+
+	for (i = 0; i < self->nr_sizes; i++) {
+		struct tables_state st = {
+			.variant = variant,
+			.report = self->report,
+			.size = self->sizes[i],
+		};
+		pid_t pid = fork_child(self->report);
+
+		ASSERT_GE(pid, 0);
+		if (!pid)
+			run(&st);
+		tested += child_has_run(_metadata, self->report, pid, st.size,
+					"mremap of a page table");
+		reap_orphans();
+	}
+	if (!tested)
+		SKIP(return, "Not enough address space");
+}
+
+TEST_F_TIMEOUT(tables, move, 400)
+{
+	tables_test(_metadata, self, variant, move_tables);
+}
+
+TEST_F_TIMEOUT(tables, stress, 400)
+{
+	tables_test(_metadata, self, variant, stress_tables);
+}
+
+TEST_F_TIMEOUT(tables, nth_allocation, 400)
+{
+	const char *reason = allow_injection();
+
+	if (reason)
+		SKIP(return, "%s", reason);
+	tables_test(_metadata, self, variant, move_tables_with_failures);
 }
 
 TEST_HARNESS_MAIN

@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * A vector in private huge pages of 2 MiB that grows, as an allocator or a
+ * container library would have it: by mremap() where the kernel can, else by
+ * mapping another one, copying, and unmapping the first.
+ *
+ * Meant for a guest whose clock counts instructions (qemu -icount shift=0):
+ * then a nanosecond of CLOCK_MONOTONIC is one instruction. Prints, after one run
+ * to warm up, for each repeat a line: name, nanoseconds. And once, how many
+ * pages were taken from the pool when it was most.
+ *
+ *	hugetlb_vector double|step REPEATS
+ *
+ * double: from 2 MiB to 256 MiB, twice the size each time; step: to 64 MiB by
+ * 2 MiB. Only the growing counts, not that elements are filled in.
+ */
+#define _GNU_SOURCE
+#include <err.h>
+#include <errno.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+
+#define MB	(1UL << 20)
+#define PAGE	(2 * MB)
+#define POOL	"/sys/kernel/mm/hugepages/hugepages-2048kB/"
+
+struct vector {
+	uint64_t *data;
+	size_t bytes;
+	uint64_t spent;		/* nanoseconds of growing */
+	unsigned long copies;
+	long peak;		/* huge pages taken, or reserved */
+};
+
+static uint64_t now(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return t.tv_sec * 1000000000ULL + t.tv_nsec;
+}
+
+static long pool(const char *name)
+{
+	char path[128];
+	long value;
+	FILE *f;
+
+	snprintf(path, sizeof(path), POOL "%s", name);
+	f = fopen(path, "r");
+	if (!f || fscanf(f, "%ld", &value) != 1)
+		err(1, "%s", path);
+	fclose(f);
+	return value;
+}
+
+static void resize_pool(long nr)
+{
+	FILE *f = fopen(POOL "nr_hugepages", "w");
+
+	if (!f || fprintf(f, "%ld", nr) < 0 || fclose(f))
+		err(1, POOL "nr_hugepages");
+}
+
+static void *map(size_t bytes)
+{
+	void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
+		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB | (21 << MAP_HUGE_SHIFT), -1, 0);
+
+	if (p == MAP_FAILED)
+		err(1, "mmap of %zu MiB", bytes / MB);
+	return p;
+}
+
+static void note_peak(struct vector *v)
+{
+	long taken = pool("nr_hugepages") - pool("free_hugepages") + pool("resv_hugepages");
+
+	if (taken > v->peak)
+		v->peak = taken;
+}
+
+/* What an allocator does without mremap(): for a while there are both. */
+static void *copy(struct vector *v, size_t bytes)
+{
+	void *p = map(bytes);
+	uint64_t start;
+
+	memcpy(p, v->data, v->bytes);
+	start = now();
+	note_peak(v);
+	v->spent -= now() - start;
+	munmap(v->data, v->bytes);
+	v->copies++;
+	return p;
+}
+
+static void grow(struct vector *v, size_t bytes)
+{
+	uint64_t start = now();
+	void *p = mremap(v->data, v->bytes, bytes, MREMAP_MAYMOVE);
+
+	if (p == MAP_FAILED && errno != EINVAL)
+		err(1, "mremap to %zu MiB", bytes / MB);
+	v->data = p == MAP_FAILED ? copy(v, bytes) : p;
+	v->bytes = bytes;
+	v->spent += now() - start;
+	note_peak(v);
+}
+
+/* Element i is i, on each 4 KiB. */
+static void fill(struct vector *v, size_t from)
+{
+	size_t i;
+
+	for (i = from / 8; i < v->bytes / 8; i += 512)
+		v->data[i] = i;
+}
+
+static void check(struct vector *v)
+{
+	size_t i;
+
+	for (i = 0; i < v->bytes / 8; i += 512)
+		if (v->data[i] != i)
+			errx(1, "element %zu is %llu", i, (unsigned long long)v->data[i]);
+}
+
+static struct vector run(int doubling)
+{
+	const size_t end = doubling ? 256 * MB : 64 * MB;
+	struct vector v = { .data = map(PAGE), .bytes = PAGE };
+
+	fill(&v, 0);
+	while (v.bytes < end) {
+		size_t bytes = v.bytes;
+
+		grow(&v, doubling ? 2 * bytes : bytes + PAGE);
+		fill(&v, bytes);
+	}
+	check(&v);
+	munmap(v.data, v.bytes);
+	return v;
+}
+
+int main(int argc, char **argv)
+{
+	int repeats = argc == 3 ? atoi(argv[2]) : 0;
+	const char *name = argc == 3 ? argv[1] : "";
+	int doubling = !strcmp(name, "double");
+	struct vector v;
+
+	if (repeats < 1 || (!doubling && strcmp(name, "step")))
+		errx(2, "usage: hugetlb_vector double|step REPEATS");
+	resize_pool(256);
+	v = run(doubling);
+	fprintf(stderr, "%lu copies\n", v.copies);
+	printf("vector-%s-peak-pages %ld\n", name, v.peak);
+	for (; repeats > 0; repeats--) {
+		v = run(doubling);
+		printf("vector-%s %llu\n", name, (unsigned long long)v.spent);
+		fflush(stdout);
+	}
+	resize_pool(0);
+	return 0;
+}

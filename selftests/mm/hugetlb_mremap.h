@@ -1,0 +1,333 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * What tests of mremap() with hugetlb mappings share: sizes and pools of huge
+ * pages, a control group, and allocations that fail.
+ */
+
+#ifndef __HUGETLB_MREMAP_H__
+#define __HUGETLB_MREMAP_H__
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <linux/memfd.h>
+#include <sched.h>
+#include <setjmp.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include "kselftest.h"
+#include "vm_util.h"
+#include "hugepage_settings.h"
+
+#define MAX_SIZES	8
+
+/* What one entry of a PMD table and one entry of a PUD table can map. */
+static inline unsigned long pmd_span(void)
+{
+	return psize() * (psize() / sizeof(uint64_t));
+}
+
+static inline unsigned long pud_span(void)
+{
+	return pmd_span() * (psize() / sizeof(uint64_t));
+}
+
+static inline void pool_path(char *path, size_t len, unsigned long size,
+			     const char *name)
+{
+	snprintf(path, len, "/sys/kernel/mm/hugepages/hugepages-%lukB/%s",
+		 size >> 10, name);
+}
+
+/* Children must not exit as read_num() does: that would restore the pools. */
+static inline long number_in(const char *path)
+{
+	char buf[32];
+
+	return read_file(path, buf, sizeof(buf)) ? atol(buf) : -1;
+}
+
+static inline long pool_number(unsigned long size, const char *name)
+{
+	char path[PATH_MAX];
+
+	pool_path(path, sizeof(path), size, name);
+	return number_in(path);
+}
+
+static inline long available_pages(unsigned long size)
+{
+	return pool_number(size, "free_hugepages") -
+		pool_number(size, "resv_hugepages");
+}
+
+static inline bool resize_pool(unsigned long size, unsigned long nr)
+{
+	char path[PATH_MAX];
+
+	pool_path(path, sizeof(path), size, "nr_hugepages");
+	if (access(path, W_OK))
+		return false;
+	hugetlb_set_nr_pages(size, nr);
+	return true;
+}
+
+/*
+ * The sizes of which @nr pages can be had in at most @max bytes, neither in use
+ * nor reserved by others.
+ */
+static inline int usable_sizes(unsigned long *sizes, unsigned long nr,
+			       unsigned long max)
+{
+	unsigned long all[MAX_SIZES];
+	int i, count = 0, nr_all = detect_hugetlb_page_sizes(all, MAX_SIZES);
+
+	for (i = 0; i < nr_all; i++) {
+		long available;
+
+		if (all[i] >= pud_span()) {
+			ksft_print_msg("Skip %lu kB pages: no smaller than what a PUD maps\n",
+				       all[i] >> 10);
+			continue;
+		}
+		if (all[i] > max / nr) {
+			ksft_print_msg("Skip %lu kB pages: %lu of them are more than %lu MB\n",
+				       all[i] >> 10, nr, max >> 20);
+			continue;
+		}
+		available = available_pages(all[i]);
+		if (available < (long)nr) {
+			resize_pool(all[i], hugetlb_nr_pages(all[i]) + nr -
+				    available);
+			available = available_pages(all[i]);
+		}
+		if (available < (long)nr) {
+			ksft_print_msg("Skip %lu kB pages: %ld available of %lu\n",
+				       all[i] >> 10, available, nr);
+			continue;
+		}
+		sizes[count++] = all[i];
+	}
+	return count;
+}
+
+static inline int hugetlb_memfd(unsigned long size)
+{
+	unsigned int shift = __builtin_ctzl(size);
+
+	return memfd_create("hugetlb_mremap", MFD_ALLOW_SEALING |
+			    MFD_HUGETLB | (shift << MFD_HUGE_SHIFT));
+}
+
+static inline unsigned long *word(char *p, unsigned long size, unsigned long page)
+{
+	return (unsigned long *)(p + page * size + size / 2);
+}
+
+static inline bool is_mapped(char *addr, unsigned long len)
+{
+	return !msync(addr, len, MS_ASYNC);
+}
+
+/* None of the pages is mapped: not the same as not all of them are. */
+static inline bool is_unmapped(char *addr, unsigned long len)
+{
+	unsigned long i;
+
+	for (i = 0; i < len; i += psize())
+		if (is_mapped(addr + i, psize()))
+			return false;
+	return true;
+}
+
+/* A control group of its own for a test, for the limits of the hugetlb one. */
+struct test_cgroup {
+	char root[64];
+	char path[128];
+	bool enabled;
+};
+
+static inline bool cgroup_write(const char *dir, const char *file, const char *val)
+{
+	char path[PATH_MAX];
+	bool written;
+	int fd;
+
+	snprintf(path, sizeof(path), "%s/%s", dir, file);
+	fd = open(path, O_WRONLY);
+	if (fd < 0)
+		return false;
+	written = write(fd, val, strlen(val)) > 0;
+	close(fd);
+	return written;
+}
+
+static inline bool cgroup_lists(const char *dir, const char *file, const char *what)
+{
+	char path[PATH_MAX], buf[512];
+
+	snprintf(path, sizeof(path), "%s/%s", dir, file);
+	return read_file(path, buf, sizeof(buf)) && strstr(buf, what);
+}
+
+static inline void rsvd_path(char *path, size_t len, const char *cgroup,
+			     unsigned long size)
+{
+	const char *unit = "KB";
+	unsigned long n = size >> 10;
+
+	if (size >= 1UL << 30) {
+		unit = "GB";
+		n >>= 20;
+	} else if (size >= 1UL << 20) {
+		unit = "MB";
+		n >>= 10;
+	}
+	snprintf(path, len, "%s/hugetlb.%lu%s.rsvd.current", cgroup, n, unit);
+}
+
+/* Returns why there is no cgroup to be had, or NULL. */
+static inline const char *make_cgroup(struct test_cgroup *cgroup, unsigned long size)
+{
+	char line[512], dir[64], type[32], path[PATH_MAX];
+	FILE *f = fopen("/proc/mounts", "r");
+
+	while (f && fgets(line, sizeof(line), f))
+		if (sscanf(line, "%*s %63s %31s", dir, type) == 2 &&
+		    !strcmp(type, "cgroup2")) {
+			snprintf(cgroup->root, sizeof(cgroup->root), "%s", dir);
+			break;
+		}
+	if (f)
+		fclose(f);
+
+	if (!cgroup->root[0]) {
+		/* Nobody else sees this mount, and it goes away with us. */
+		if (unshare(CLONE_NEWNS) ||
+		    mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) ||
+		    mount("none", "/sys/fs/cgroup", "cgroup2", 0, NULL))
+			return "cgroup2 is not mounted and cannot be";
+		snprintf(cgroup->root, sizeof(cgroup->root), "/sys/fs/cgroup");
+	}
+	if (!cgroup_lists(cgroup->root, "cgroup.controllers", "hugetlb"))
+		return "cgroup2 has no hugetlb controller";
+	if (!cgroup_lists(cgroup->root, "cgroup.subtree_control", "hugetlb")) {
+		if (!cgroup_write(cgroup->root, "cgroup.subtree_control",
+				  "+hugetlb"))
+			return "the hugetlb controller cannot be enabled";
+		cgroup->enabled = true;
+	}
+	snprintf(cgroup->path, sizeof(cgroup->path), "%s/hugetlb_mremap_%d",
+		 cgroup->root, getpid());
+	if (mkdir(cgroup->path, 0755)) {
+		cgroup->path[0] = '\0';
+		return "a cgroup cannot be made";
+	}
+	rsvd_path(path, sizeof(path), cgroup->path, size);
+	if (access(path, R_OK))
+		return "the hugetlb controller does not count reservations";
+	return NULL;
+}
+
+static inline void remove_cgroup(struct test_cgroup *cgroup)
+{
+	if (cgroup->path[0])
+		rmdir(cgroup->path);
+	if (cgroup->enabled)
+		cgroup_write(cgroup->root, "cgroup.subtree_control",
+			     "-hugetlb");
+}
+
+static sigjmp_buf sigbus_env;
+
+static inline void sigbus_handler(int sig)
+{
+	siglongjmp(sigbus_env, 1);
+}
+
+static const struct {
+	const char *path;
+	const char *val;
+} fault_attrs[] = {
+	{ "/sys/kernel/debug/failslab/ignore-gfp-wait", "N" },
+	{ "/sys/kernel/debug/failslab/verbose", "0" },
+	{ "/sys/kernel/debug/fail_page_alloc/ignore-gfp-wait", "N" },
+	{ "/sys/kernel/debug/fail_page_alloc/ignore-gfp-highmem", "N" },
+	{ "/sys/kernel/debug/fail_page_alloc/min-order", "0" },
+	{ "/sys/kernel/debug/fail_page_alloc/verbose", "0" },
+};
+
+static struct {
+	bool changed;
+	char saved[ARRAY_SIZE(fault_attrs)][32];
+} injection;
+
+/* Returns why failures cannot be injected, or NULL. */
+static inline const char *allow_injection(void)
+{
+	unsigned int i;
+
+	for (i = 0; i < ARRAY_SIZE(fault_attrs); i++)
+		if (!read_file(fault_attrs[i].path, injection.saved[i],
+			       sizeof(injection.saved[i])))
+			return "Allocation failures cannot be injected";
+	if (access("/proc/thread-self/fail-nth", W_OK))
+		return "No fail-nth";
+	injection.changed = true;
+	for (i = 0; i < ARRAY_SIZE(fault_attrs); i++)
+		write_file(fault_attrs[i].path, fault_attrs[i].val,
+			   strlen(fault_attrs[i].val) + 1);
+	return NULL;
+}
+
+static inline void end_injection(void)
+{
+	unsigned int i;
+
+	for (i = 0; injection.changed && i < ARRAY_SIZE(fault_attrs); i++)
+		write_file(fault_attrs[i].path, injection.saved[i],
+			   strlen(injection.saved[i]) + 1);
+}
+
+/* The settings do not outlive the process that changed them. */
+static inline void fail_nth_failed(void)
+{
+	end_injection();
+	_exit(KSFT_FAIL);
+}
+
+/*
+ * mremap() while the allocation @nth fails. Sets @injected to whether there were
+ * so many. Returns what mremap() does, with errno as it is then.
+ */
+static inline char *mremap_failing(unsigned int nth, char *from,
+				   unsigned long old_len, unsigned long new_len,
+				   int flags, char *to, bool *injected)
+{
+	char buf[16], *p;
+	int fd, n, err;
+
+	fd = open("/proc/thread-self/fail-nth", O_RDWR);
+	n = snprintf(buf, sizeof(buf), "%u", nth);
+	if (fd < 0 || write(fd, buf, n) != n)
+		fail_nth_failed();
+	p = sys_mremap(from, old_len, new_len, flags, to);
+	err = errno;
+	n = pread(fd, buf, sizeof(buf) - 1, 0);
+	buf[n > 0 ? n : 0] = '\0';
+	*injected = !atoi(buf);
+	/* The write itself may be what fails, once. */
+	if (!*injected && write(fd, "0", 1) != 1 && write(fd, "0", 1) != 1)
+		fail_nth_failed();
+	close(fd);
+	errno = err;
+	return p;
+}
+
+#endif /* __HUGETLB_MREMAP_H__ */
