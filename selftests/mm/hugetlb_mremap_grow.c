@@ -57,6 +57,7 @@ FIXTURE(grow)
 	int fd;
 	char *p;
 	char *dst;
+	char *dst_arena;
 	const char *file;
 	char mountpoint[64];
 	struct test_cgroup cgroup;
@@ -81,12 +82,36 @@ FIXTURE_VARIANT_ADD(grow, fixed)
 	.flags = MREMAP_MAYMOVE | MREMAP_FIXED,
 };
 
-/* What can be had at most: free, and by overcommit. */
-static long obtainable_pages(unsigned long size)
+/* Pages that somebody else has. */
+struct taken {
+	char *p;
+	unsigned long len;
+	int fd;
+};
+
+/* Take all pages but @left; false where the pool would get more to replace them. */
+static bool take_pages(struct taken *taken, unsigned long size, long left)
 {
-	return available_pages(size) +
-		pool_number(size, "nr_overcommit_hugepages") -
-		pool_number(size, "surplus_hugepages");
+	long nr = available_pages(size) - left;
+
+	taken->len = nr * size;
+	taken->fd = hugetlb_memfd(size);
+	taken->p = MAP_FAILED;
+	if (nr > 0 && !pool_number(size, "nr_overcommit_hugepages"))
+		taken->p = mmap(NULL, taken->len, PROT_READ | PROT_WRITE,
+				MAP_SHARED, taken->fd, 0);
+	if (taken->p != MAP_FAILED)
+		return true;
+	ksft_print_msg("Not tested: not enough %lu kB pages, as all cannot be taken\n",
+		       size >> 10);
+	close(taken->fd);
+	return false;
+}
+
+static void give_back(struct taken *taken)
+{
+	munmap(taken->p, taken->len);
+	close(taken->fd);
 }
 
 static bool set_up(FIXTURE_DATA(grow) * self)
@@ -196,6 +221,13 @@ static void grow_map(struct __test_metadata *_metadata,
 	arena = (char *)(((unsigned long)arena + size - 1) & -size);
 	self->p = arena;
 	self->dst = arena + 16 * size;
+	/* Where there are no page tables yet, if there is so much room. */
+	self->dst_arena = mmap(NULL, 2 * pud_span(), PROT_NONE,
+			       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1,
+			       0);
+	if (self->dst_arena != MAP_FAILED)
+		self->dst = (char *)(((unsigned long)self->dst_arena +
+				      pud_span() - 1) & -pud_span());
 	if (in_place) {
 		ASSERT_EQ(munmap(arena, NR_NEW * size), 0);
 		for (i = 0; i < 200; i++)
@@ -222,6 +254,8 @@ static void grow_map(struct __test_metadata *_metadata,
 static void grow_unmap(FIXTURE_DATA(grow) * self, unsigned long size)
 {
 	munmap(self->p, 32 * size);
+	if (self->dst_arena != MAP_FAILED)
+		munmap(self->dst_arena, 2 * pud_span());
 	if (self->fd >= 0)
 		close(self->fd);
 }
@@ -518,12 +552,14 @@ TEST(undone_growth_leaves_neighbour)
 		SKIP(return, "No huge page available of any size");
 	for (n = 0; n < nr_sizes; n++) {
 		const unsigned long size = sizes[n];
-		const unsigned long len = (obtainable_pages(size) + 2) * size;
+		const unsigned long len = (available_pages(size) + 2) * size;
 		const unsigned long arena_len = (len / span + 4) * span;
 		char *arena, *src, *dst, *next;
 		int fd = hugetlb_memfd(size);
 
 		ASSERT_GE(fd, 0);
+		if (pool_number(size, "nr_overcommit_hugepages"))
+			continue;
 		arena = mmap(NULL, arena_len, PROT_NONE,
 			     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1,
 			     0);
@@ -589,30 +625,22 @@ static void refused_test(struct __test_metadata *_metadata,
 {
 	const unsigned long old_len = NR_OLD * size;
 	struct rlimit unlimited, limit;
-	unsigned long more;
-	int others;
-	char *p;
+	struct taken taken;
 
 	grow_map(_metadata, self, size, NR_OLD, PROT_READ | PROT_WRITE,
 		 kind->map_flags, !flags);
-	more = obtainable_pages(size) - 1;
 	expect_refused(_metadata, self, size, old_len, old_len + psize(),
 		       flags & ~MREMAP_FIXED, EINVAL,
 		       "to a length that is no multiple of the page size");
 	if (kind->map_flags & MAP_PRIVATE)
 		expect_refused(_metadata, self, size, 0, old_len, flags, EINVAL,
 			       "from nothing");
-	/* All pages but one are somebody else's. */
-	others = hugetlb_memfd(size);
-	ASSERT_GE(others, 0);
-	p = mmap(NULL, more * size, PROT_READ | PROT_WRITE, MAP_SHARED, others,
-		 0);
-	if (p == MAP_FAILED)
-		SKIP(return, "Not all pages can be had");
-	expect_refused(_metadata, self, size, old_len, NR_NEW * size,
-		       flags & ~MREMAP_FIXED, ENOMEM, "with not enough pages");
-	munmap(p, more * size);
-	close(others);
+	if (take_pages(&taken, size, 1)) {
+		expect_refused(_metadata, self, size, old_len, NR_NEW * size,
+			       flags & ~MREMAP_FIXED, ENOMEM,
+			       "with not enough pages");
+		give_back(&taken);
+	}
 
 	getrlimit(RLIMIT_AS, &unlimited);
 	limit = unlimited;
@@ -721,27 +749,20 @@ TEST_F(grow, private_part)
 	for (n = 0; n < self->nr_sizes; n++) {
 		const unsigned long size = self->sizes[n];
 		const struct grow_state before = grow_state(-1, size);
-		unsigned long more;
-		char *p, *taken;
-		int others;
+		struct taken taken;
+		char *p;
 
 		grow_map(_metadata, self, size, 3, PROT_READ | PROT_WRITE,
 			 MAP_PRIVATE | MAP_ANONYMOUS, !variant->flags);
 
 		/* If there are not enough pages, it is not split either. */
-		more = obtainable_pages(size) - 1;
-		others = hugetlb_memfd(size);
-		ASSERT_GE(others, 0);
-		taken = mmap(NULL, more * size, PROT_READ | PROT_WRITE,
-			     MAP_SHARED, others, 0);
-		if (taken == MAP_FAILED)
-			SKIP(return, "Not all pages can be had");
-		p = sys_mremap(self->p + 2 * size, size, 3 * size,
-			       variant->flags & ~MREMAP_FIXED, NULL);
-		EXPECT_EQ(p, MAP_FAILED);
-		EXPECT_EQ(errno, ENOMEM);
-		munmap(taken, more * size);
-		close(others);
+		if (take_pages(&taken, size, 1)) {
+			p = sys_mremap(self->p + 2 * size, size, 3 * size,
+				       variant->flags & ~MREMAP_FIXED, NULL);
+			EXPECT_EQ(p, MAP_FAILED);
+			EXPECT_EQ(errno, ENOMEM);
+			give_back(&taken);
+		}
 		p = sys_mremap(self->p, 3 * size, 4 * size, variant->flags,
 			       self->dst);
 		ASSERT_NE(p, MAP_FAILED) {
@@ -1151,7 +1172,6 @@ TEST_F(grow, userfaultfd_events)
 
 	for (n = 0; n < self->nr_sizes; n++) {
 		const unsigned long size = self->sizes[n];
-		const unsigned long more = obtainable_pages(size) - NR_OLD - 1;
 		struct uffdio_api api = {
 			.api = UFFD_API,
 			.features = UFFD_FEATURE_EVENT_REMAP |
@@ -1162,9 +1182,8 @@ TEST_F(grow, userfaultfd_events)
 			.mode = UFFDIO_REGISTER_MODE_MISSING,
 		};
 		struct events ev = {};
+		struct taken taken;
 		pthread_t thread;
-		int others;
-		char *p;
 
 		ev.uffd = syscall(__NR_userfaultfd, O_CLOEXEC | O_NONBLOCK |
 				  UFFD_USER_MODE_ONLY);
@@ -1174,20 +1193,17 @@ TEST_F(grow, userfaultfd_events)
 			close(ev.uffd);
 			SKIP(return, "No events: %s", strerror(errno));
 		}
-		others = hugetlb_memfd(size);
-		ASSERT_GE(others, 0);
-		p = mmap(NULL, more * size, PROT_READ | PROT_WRITE, MAP_SHARED,
-			 others, 0);
-		if (p == MAP_FAILED) {
-			close(others);
-			SKIP(return, "Not all pages can be had");
+		if (!take_pages(&taken, size, NR_OLD + 1)) {
+			close(ev.uffd);
+			continue;
 		}
+		/* Its stack must not get where the mapping is to grow. */
+		ASSERT_EQ(pthread_create(&thread, NULL, count_events, &ev), 0);
 
 		grow_map(_metadata, self, size, NR_OLD, PROT_READ | PROT_WRITE,
 			 MAP_SHARED, !variant->flags);
 		reg.range.start = (unsigned long)self->p;
 		ASSERT_EQ(ioctl(ev.uffd, UFFDIO_REGISTER, &reg), 0);
-		ASSERT_EQ(pthread_create(&thread, NULL, count_events, &ev), 0);
 		expect_refused(_metadata, self, size, NR_OLD * size,
 			       NR_NEW * size, variant->flags & ~MREMAP_FIXED,
 			       ENOMEM, "with not enough pages");
@@ -1198,8 +1214,7 @@ TEST_F(grow, userfaultfd_events)
 			       size >> 10, ev.nr);
 		}
 		close(ev.uffd);
-		munmap(p, more * size);
-		close(others);
+		give_back(&taken);
 		grow_unmap(self, size);
 	}
 }
@@ -1715,19 +1730,16 @@ static void not_enough_pages_test(struct __test_metadata *_metadata,
 				  unsigned long size, int map_flags, int nr)
 {
 	struct grow_state before;
-	char *p, *taken;
-	long more;
-	int i, others;
+	struct taken taken;
+	char *p;
+	int i;
 
 	grow_map(_metadata, self, size, NR_OLD, PROT_READ | PROT_WRITE,
 		 map_flags, false);
-	more = obtainable_pages(size) - nr + 1;
-	others = hugetlb_memfd(size);
-	ASSERT_GE(others, 0);
-	taken = mmap(NULL, more * size, PROT_READ | PROT_WRITE, MAP_SHARED,
-		     others, 0);
-	if (taken == MAP_FAILED)
-		SKIP(return, "Not all pages can be had");
+	if (!take_pages(&taken, size, nr - 1)) {
+		grow_unmap(self, size);
+		return;
+	}
 
 	before = grow_state(self->fd, size);
 	p = dontunmap(self, size, 0, nr, 0);
@@ -1737,8 +1749,7 @@ static void not_enough_pages_test(struct __test_metadata *_metadata,
 		expect_state(_metadata, &before, self->fd, size,
 			     "with not enough pages");
 	}
-	munmap(taken, more * size);
-	close(others);
+	give_back(&taken);
 	if (reserved_again(map_flags)) {
 		p = grow_to(self, size, NR_OLD, NR_NEW, MREMAP_MAYMOVE);
 		ASSERT_NE(p, MAP_FAILED) {

@@ -11,6 +11,8 @@
 #include "kselftest_harness.h"
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/userfaultfd.h>
+#include <poll.h>
 #include <pthread.h>
 #include <sched.h>
 #include <setjmp.h>
@@ -20,6 +22,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
@@ -28,9 +31,14 @@
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
+#include "../../../../mm/gup_test.h"
 #include "hugetlb_mremap.h"
 
 #define HANG_SECONDS	40
+
+#ifndef MADV_SOFT_OFFLINE
+#define MADV_SOFT_OFFLINE	101
+#endif
 
 /* Children report here: stdout would be kept open by one that hangs. */
 struct report {
@@ -1539,15 +1547,17 @@ FIXTURE_VARIANT_ADD(tables, shared_by_two)
 #define NR_BEYOND	4	/* pages in the next table */
 #define NR_PROBES	3	/* pages that only the other process touches */
 #define FIRST_PROBE	4
+#define NR_BAD_PAGES	4	/* pages that memory failure takes away */
 
 FIXTURE_SETUP(tables)
 {
 	/* Twice what pages_to_use() says, for copy on write. */
-	self->nr_sizes = usable_sizes(self->sizes, 2 * 8 + NR_PROBES,
-				      640UL << 20);
+	const unsigned long nr = 2 * 8 + NR_PROBES + NR_BAD_PAGES;
+
+	self->nr_sizes = usable_sizes(self->sizes, nr, 768UL << 20);
 	if (!self->nr_sizes)
-		SKIP(return, "Less than %d huge pages available of every size",
-		     2 * 8 + NR_PROBES);
+		SKIP(return, "Less than %lu huge pages available of every size",
+		     nr);
 	self->report = new_report();
 	ASSERT_NE(self->report, MAP_FAILED);
 }
@@ -1780,7 +1790,10 @@ static struct stress {
 	int nodes;
 	bool stop;
 	unsigned long gups;	/* pages seen by GUP */
+	unsigned long pins;	/* pages that were pinned for long */
 	unsigned long wrong;	/* of which had another's contents */
+	unsigned long forks;
+	unsigned long offline;	/* pages that were taken offline */
 	unsigned long moves;
 } stress;
 
@@ -1847,6 +1860,82 @@ static void *stress_zap(void *arg)
 	return NULL;
 }
 
+/* A page that is pinned, as for DMA, stays what it is wherever it is mapped. */
+static void *stress_pin(void *arg)
+{
+	struct tables_state *st = stress.st;
+	static unsigned long copy[(1 << 16) / sizeof(long)];
+	__u64 buf = (unsigned long)copy;
+	unsigned long pages[8];
+	int i, count = pages_to_use(pages, st->nr);
+	int fd = open("/sys/kernel/debug/gup_test", O_RDWR);
+
+	for (i = 0; fd >= 0 && !stress_stopped(); i++) {
+		const unsigned long page = pages[i / 4 % count];
+		char *p = i % 2 ? st->src : st->dst;
+		struct pin_longterm_test pin = {
+			.addr = (unsigned long)word(p, st->size, page),
+			.size = psize(),
+			.flags = i % 4 / 2 * PIN_LONGTERM_TEST_FLAG_USE_FAST,
+		};
+
+		if (ioctl(fd, PIN_LONGTERM_TEST_START, &pin))
+			continue;	/* It is at the other address. */
+		sched_yield();
+		if (!ioctl(fd, PIN_LONGTERM_TEST_READ, &buf)) {
+			stress.pins++;
+			stress.wrong += copy[0] != page + 1000;
+		}
+		ioctl(fd, PIN_LONGTERM_TEST_STOP);
+	}
+	if (fd >= 0)
+		close(fd);
+	return NULL;
+}
+
+/* A child has the page tables as they are now; it reads, and goes away. */
+static void *stress_fork(void *arg)
+{
+	struct tables_state *st = stress.st;
+	int status;
+
+	while (!stress_stopped()) {
+		const pid_t parent = getpid();
+		pid_t pid = fork();
+
+		if (!pid) {
+			unsigned long *from = word(st->src, st->size, 1);
+			unsigned long *to = word(st->dst, st->size, 1);
+
+			die_with_parent(parent);
+			_exit(!(is_mapped((char *)from, 1) ? *from == 1001 :
+							     *to == 1001));
+		}
+		if (pid < 0)
+			break;
+		if (waitpid(pid, &status, 0) != pid || status)
+			stress.wrong++;
+		stress.forks++;
+	}
+	return NULL;
+}
+
+/* Take the page that comes and goes offline, while it is mapped. */
+static void *stress_offline(void *arg)
+{
+	struct tables_state *st = stress.st;
+	unsigned int i;
+
+	for (i = 0; !stress_stopped() && stress.offline < NR_BAD_PAGES; i++) {
+		char *p = (i % 2 ? st->src : st->dst) + STRESS_VICTIM * st->size;
+
+		madvise(p, st->size, MADV_POPULATE_WRITE);
+		stress.offline += !madvise(p, psize(), MADV_SOFT_OFFLINE);
+		usleep(1000 * 100);
+	}
+	return NULL;
+}
+
 /* Another process maps, touches and unmaps the file, and punches holes into it. */
 static void stress_other(struct tables_state *st)
 {
@@ -1870,17 +1959,14 @@ static void stress_other(struct tables_state *st)
 	_exit(KSFT_PASS);
 }
 
-static void stress_tables(struct tables_state *st)
+static void stress_with(struct tables_state *st,
+			void *(*const functions[])(void *), int nr_functions)
 {
-	void *(*const functions[])(void *) = {
-		stress_gup, stress_migrate, stress_zap,
-	};
-	pthread_t threads[ARRAY_SIZE(functions)];
+	pthread_t threads[3];
 	struct timespec start, now;
 	const pid_t parent = getpid();
-	unsigned int i;
 	size_t len;
-	int node;
+	int i, node;
 
 	tables_map(st);
 	len = st->nr * st->size;
@@ -1902,7 +1988,7 @@ static void stress_tables(struct tables_state *st)
 	 * No hole may be there when the threads get their stacks, nor may they
 	 * allocate memory once there is.
 	 */
-	for (i = 0; i < ARRAY_SIZE(functions); i++)
+	for (i = 0; i < nr_functions; i++)
 		if (pthread_create(&threads[i], NULL, functions[i], NULL))
 			give_up(st->report, "pthread_create() failed");
 
@@ -1921,15 +2007,205 @@ static void stress_tables(struct tables_state *st)
 	} while (now.tv_sec - start.tv_sec <= STRESS_SECONDS);
 
 	__atomic_store_n(&stress.stop, true, __ATOMIC_RELAXED);
-	for (i = 0; i < ARRAY_SIZE(functions); i++)
+	for (i = 0; i < nr_functions; i++)
 		pthread_join(threads[i], NULL);
 	if (stress.wrong)
-		give_up(st->report, "%lu of %lu pages that GUP found are not those of the address",
-			stress.wrong, stress.gups);
+		give_up(st->report, "%lu wrong, of %lu by GUP, %lu pinned and %lu forks",
+			stress.wrong, stress.gups, stress.pins, stress.forks);
+}
+
+static void stress_tables(struct tables_state *st)
+{
+	void *(*const functions[])(void *) = {
+		stress_gup, stress_migrate, stress_zap,
+	};
+
+	stress_with(st, functions, ARRAY_SIZE(functions));
 	if (!stress.gups)
 		give_up(st->report, "GUP found no page");
 	finish(st->report, KSFT_PASS, "%lu moves, %lu pages found by GUP",
 	       stress.moves, stress.gups);
+}
+
+static void stress_more(struct tables_state *st)
+{
+	void *(*const functions[])(void *) = {
+		stress_pin, stress_fork, stress_offline,
+	};
+
+	stress_with(st, functions, ARRAY_SIZE(functions));
+	if (!stress.forks)
+		give_up(st->report, "there was no fork()");
+	if (!stress.pins && !access("/sys/kernel/debug/gup_test", W_OK))
+		give_up(st->report, "no page was pinned");
+	finish(st->report, KSFT_PASS, "%lu moves, %lu pages pinned, %lu forks, %lu pages offline",
+	       stress.moves, stress.pins, stress.forks, stress.offline);
+}
+
+static struct monitor {
+	struct tables_state *st;
+	int uffd;
+	char *page;	/* what is missing */
+	bool stop;
+	unsigned long missing, minor, wp, remaps, failed;
+} monitor;
+
+static void answer_fault(struct uffd_msg *msg)
+{
+	const unsigned long size = monitor.st->size;
+	const unsigned long addr = msg->arg.pagefault.address & -size;
+	const __u64 flags = msg->arg.pagefault.flags;
+
+	if (flags & UFFD_PAGEFAULT_FLAG_WP) {
+		struct uffdio_writeprotect wp = {
+			.range = { addr, size },
+		};
+
+		monitor.wp++;
+		monitor.failed += !!ioctl(monitor.uffd, UFFDIO_WRITEPROTECT,
+					  &wp);
+	} else if (flags & UFFD_PAGEFAULT_FLAG_MINOR) {
+		struct uffdio_continue cont = {
+			.range = { addr, size },
+		};
+
+		monitor.minor++;
+		monitor.failed += !!ioctl(monitor.uffd, UFFDIO_CONTINUE, &cont);
+	} else {
+		struct uffdio_copy copy = {
+			.dst = addr,
+			.src = (unsigned long)monitor.page,
+			.len = size,
+		};
+
+		monitor.missing++;
+		monitor.failed += !!ioctl(monitor.uffd, UFFDIO_COPY, &copy);
+	}
+}
+
+static void *run_monitor(void *arg)
+{
+	struct pollfd pfd = { .fd = monitor.uffd, .events = POLLIN };
+	struct uffd_msg msg;
+
+	while (!__atomic_load_n(&monitor.stop, __ATOMIC_ACQUIRE)) {
+		if (poll(&pfd, 1, 20) <= 0 ||
+		    read(monitor.uffd, &msg, sizeof(msg)) != sizeof(msg))
+			continue;
+		if (msg.event == UFFD_EVENT_REMAP)
+			monitor.remaps++;
+		else if (msg.event == UFFD_EVENT_PAGEFAULT)
+			answer_fault(&msg);
+	}
+	return NULL;
+}
+
+/* What causes a fault, and then how many there have been: in this order. */
+static unsigned long touch(unsigned long *p)
+{
+	return __atomic_load_n(p, __ATOMIC_SEQ_CST);
+}
+
+static unsigned long faults(unsigned long *counter)
+{
+	return __atomic_load_n(counter, __ATOMIC_SEQ_CST);
+}
+
+static bool is_protected(struct tables_state *st, char *p, unsigned long page)
+{
+	return pagemap_get_entry(st->pagemap, p + page * st->size) & PM_UFFD_WP;
+}
+
+/* Register all, have a page protected, and start to listen. */
+static void start_monitor(struct tables_state *st, pthread_t *thread)
+{
+	struct uffdio_api api = {
+		.api = UFFD_API,
+		.features = UFFD_FEATURE_EVENT_REMAP |
+			    UFFD_FEATURE_PAGEFAULT_FLAG_WP |
+			    UFFD_FEATURE_WP_HUGETLBFS_SHMEM |
+			    UFFD_FEATURE_MINOR_HUGETLBFS,
+	};
+	struct uffdio_register reg = {
+		.range = { (unsigned long)st->src, st->nr * st->size },
+		.mode = UFFDIO_REGISTER_MODE_MISSING |
+			UFFDIO_REGISTER_MODE_WP |
+			(st->variant->shared ? UFFDIO_REGISTER_MODE_MINOR : 0),
+	};
+	struct uffdio_writeprotect wp = {
+		.range = { (unsigned long)st->src + st->size, st->size },
+		.mode = UFFDIO_WRITEPROTECT_MODE_WP,
+	};
+
+	monitor.st = st;
+	monitor.page = mmap(NULL, st->size, PROT_READ | PROT_WRITE,
+			    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (monitor.page == MAP_FAILED)
+		give_up(st->report, "mmap(): %s", strerror(errno));
+	*word(monitor.page, st->size, 0) = 42;
+	monitor.uffd = syscall(__NR_userfaultfd, O_CLOEXEC | O_NONBLOCK |
+			       UFFD_USER_MODE_ONLY);
+	if (monitor.uffd < 0 || ioctl(monitor.uffd, UFFDIO_API, &api))
+		finish(st->report, KSFT_SKIP, "skipped, no such userfaultfd: %s",
+		       strerror(errno));
+	if (ioctl(monitor.uffd, UFFDIO_REGISTER, &reg) ||
+	    ioctl(monitor.uffd, UFFDIO_WRITEPROTECT, &wp))
+		give_up(st->report, "userfaultfd: %s", strerror(errno));
+	if (pthread_create(thread, NULL, run_monitor, NULL))
+		give_up(st->report, "pthread_create() failed");
+}
+
+/* What a userfaultfd is there for goes on at the other address. */
+static void monitored_tables(struct tables_state *st)
+{
+	pthread_t thread;
+	size_t len;
+	char *p;
+
+	tables_map(st);
+	len = st->nr * st->size;
+	start_monitor(st, &thread);
+	p = sys_mremap(st->src, len, len, MREMAP_MAYMOVE | MREMAP_FIXED,
+		       st->dst);
+	if (p != st->dst)
+		give_up(st->report, "mremap(): %s", strerror(errno));
+	expect_present(st, "after a move with a userfaultfd", p);
+	check_words(st->report, "after the move", p, st->size, st->nr, 1000);
+
+	if (!is_protected(st, p, 1) || is_protected(st, p, 0))
+		give_up(st->report, "the protection of a page has not moved with it");
+	*word(p, st->size, 0) = 1000;
+	*word(p, st->size, 1) = 1001;
+	if (faults(&monitor.wp) != 1 || is_protected(st, p, 1))
+		give_up(st->report, "%lu faults of the protected page",
+			monitor.wp);
+
+	if (touch(word(p, st->size, FIRST_PROBE)) != 42 ||
+	    faults(&monitor.missing) != 1)
+		give_up(st->report, "%lu faults of the missing page",
+			monitor.missing);
+
+	if (st->variant->shared) {
+		madvise(p, st->size, MADV_DONTNEED);
+		if (touch(word(p, st->size, 0)) != 1000 ||
+		    faults(&monitor.minor) != 1)
+			give_up(st->report, "%lu faults of a page that is in the file",
+				monitor.minor);
+	}
+
+	p = sys_mremap(st->dst, len, len, MREMAP_MAYMOVE | MREMAP_FIXED,
+		       st->src);
+	if (p != st->src)
+		give_up(st->report, "mremap() back: %s", strerror(errno));
+	check_words(st->report, "after the move back", p, st->size, st->nr,
+		    1000);
+	__atomic_store_n(&monitor.stop, true, __ATOMIC_RELEASE);
+	pthread_join(thread, NULL);
+	if (monitor.remaps != 2 || monitor.failed)
+		give_up(st->report, "%lu events of moves, %lu faults that could not be answered",
+			monitor.remaps, monitor.failed);
+	finish(st->report, KSFT_PASS, "%lu faults answered",
+	       monitor.wp + monitor.missing + monitor.minor);
 }
 
 static void tables_test(struct __test_metadata *_metadata,
@@ -1969,6 +2245,19 @@ TEST_F_TIMEOUT(tables, move, 400)
 TEST_F_TIMEOUT(tables, stress, 400)
 {
 	tables_test(_metadata, self, variant, stress_tables);
+}
+
+TEST_F_TIMEOUT(tables, stress_more, 400)
+{
+	tables_test(_metadata, self, variant, stress_more);
+}
+
+TEST_F_TIMEOUT(tables, userfaultfd, 400)
+{
+	/* It keeps page tables from being shared. */
+	if (variant->other)
+		SKIP(return, "No other process needed");
+	tables_test(_metadata, self, variant, monitored_tables);
 }
 
 TEST_F_TIMEOUT(tables, nth_allocation, 400)
