@@ -21,11 +21,17 @@
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <unistd.h>
-#include "kselftest.h"
+#include "kselftest_harness.h"
 #include "vm_util.h"
 #include "hugepage_settings.h"
 
 #define MAX_SIZES	8
+
+/* The main process restores the pools when it exits, whatever happens. */
+static void __attribute__((constructor)) save_settings(void)
+{
+	hugetlb_save_settings();
+}
 
 /* What one entry of a PMD table and one entry of a PUD table can map. */
 static inline unsigned long pmd_span(void)
@@ -128,6 +134,16 @@ static inline int hugetlb_memfd(unsigned long size)
 static inline unsigned long *word(char *p, unsigned long size, unsigned long page)
 {
 	return (unsigned long *)(p + page * size + size / 2);
+}
+
+static inline char *map_memory(struct __test_metadata *_metadata, char *addr,
+			       unsigned long len, int flags)
+{
+	char *p = mmap(addr, len, PROT_READ | PROT_WRITE,
+		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | flags, -1, 0);
+
+	ASSERT_NE(p, MAP_FAILED);
+	return p;
 }
 
 static inline bool is_mapped(char *addr, unsigned long len)

@@ -29,22 +29,6 @@
 #include <unistd.h>
 #include "hugetlb_mremap.h"
 
-/* The main process restores the pools when it exits, whatever happens. */
-static void __attribute__((constructor)) save_settings(void)
-{
-	hugetlb_save_settings();
-}
-
-static char *map_memory(struct __test_metadata *_metadata, char *addr,
-			unsigned long len, int flags)
-{
-	char *p = mmap(addr, len, PROT_READ | PROT_WRITE,
-		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | flags, -1, 0);
-
-	ASSERT_NE(p, MAP_FAILED);
-	return p;
-}
-
 /* How a mapping grows, and which pages of the file it maps before and after. */
 #define FIRST_PGOFF	1
 #define NR_OLD		2
@@ -555,11 +539,15 @@ TEST(undone_growth_leaves_neighbour)
 		const unsigned long len = (available_pages(size) + 2) * size;
 		const unsigned long arena_len = (len / span + 4) * span;
 		char *arena, *src, *dst, *next;
-		int fd = hugetlb_memfd(size);
+		int fd;
 
-		ASSERT_GE(fd, 0);
-		if (pool_number(size, "nr_overcommit_hugepages"))
+		if (pool_number(size, "nr_overcommit_hugepages")) {
+			ksft_print_msg("Not tested: %lu kB pages, of which there may be more\n",
+				       size >> 10);
 			continue;
+		}
+		fd = hugetlb_memfd(size);
+		ASSERT_GE(fd, 0);
 		arena = mmap(NULL, arena_len, PROT_NONE,
 			     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1,
 			     0);
@@ -796,21 +784,45 @@ TEST_F(grow, private_part)
 	}
 }
 
-/* Run @fn in a child, and expect it to return 0. */
-static void in_child(struct __test_metadata *_metadata,
-		     FIXTURE_DATA(grow) * self, unsigned long size, int flags,
-		     int (*fn)(FIXTURE_DATA(grow) * self, unsigned long size,
-			       int flags))
+/* What a child does: returns 0 if it finds what it expects. */
+typedef int (*child_fn)(FIXTURE_DATA(grow) * self, unsigned long size,
+			int flags);
+
+struct child {
+	pid_t pid;
+	int fd;
+};
+
+/* Fork a child that runs @fn as soon as end_child() is called. */
+static struct child start_child(struct __test_metadata *_metadata,
+				FIXTURE_DATA(grow) * self, unsigned long size,
+				int flags, child_fn fn)
 {
-	pid_t pid = fork();
+	struct child child;
+	int fds[2];
+	char c;
+
+	ASSERT_EQ(pipe(fds), 0);
+	child.pid = fork();
+	ASSERT_GE(child.pid, 0);
+	if (!child.pid) {
+		close(fds[1]);
+		_exit(read(fds[0], &c, 1) == 1 ? fn(self, size, flags) : 100);
+	}
+	close(fds[0]);
+	child.fd = fds[1];
+	return child;
+}
+
+static void end_child(struct __test_metadata *_metadata, struct child *child)
+{
 	int status;
 
-	ASSERT_GE(pid, 0);
-	if (!pid)
-		_exit(fn(self, size, flags));
-	ASSERT_EQ(waitpid(pid, &status, 0), pid);
+	EXPECT_EQ(write(child->fd, "", 1), 1);
+	ASSERT_EQ(waitpid(child->pid, &status, 0), child->pid);
 	EXPECT_TRUE(WIFEXITED(status));
 	EXPECT_EQ(WEXITSTATUS(status), 0);
+	close(child->fd);
 }
 
 static int refuse_in_child(FIXTURE_DATA(grow) * self, unsigned long size,
@@ -834,41 +846,35 @@ TEST_F(grow, private_forked)
 
 	for (n = 0; n < self->nr_sizes; n++) {
 		const unsigned long size = self->sizes[n];
-		int to_child[2], status;
-		pid_t pid;
+		struct child child;
 		char *p;
 
 		grow_map(_metadata, self, size, NR_OLD, PROT_READ | PROT_WRITE,
 			 MAP_PRIVATE | MAP_ANONYMOUS, !variant->flags);
-		in_child(_metadata, self, size, variant->flags,
-			 refuse_in_child);
+		child = start_child(_metadata, self, size, variant->flags,
+				    refuse_in_child);
+		end_child(_metadata, &child);
 
-		ASSERT_EQ(pipe(to_child), 0);
-		pid = fork();
-		ASSERT_GE(pid, 0);
-		if (!pid) {
-			char c;
-
-			close(to_child[1]);
-			_exit(read(to_child[0], &c, 1) != 1 ||
-			      refuse_in_child(self, size, variant->flags));
-		}
+		child = start_child(_metadata, self, size, variant->flags,
+				    refuse_in_child);
 		p = grow_to(self, size, NR_OLD, NR_NEW, variant->flags);
 		expect_place(_metadata, self, size, variant->flags, p);
 		for (i = NR_OLD; i < NR_NEW; i++)
 			*word(p, size, i) = i + 1;
-		EXPECT_EQ(write(to_child[1], "", 1), 1);
-		ASSERT_EQ(waitpid(pid, &status, 0), pid);
-		EXPECT_EQ(status, 0);
+		end_child(_metadata, &child);
 		for (i = 0; i < NR_NEW; i++) {
 			EXPECT_EQ(*word(p, size, i), i + 1);
 			*word(p, size, i) = 0;
 		}
-		close(to_child[0]);
-		close(to_child[1]);
 		munmap(p, NR_NEW * size);
 		grow_unmap(self, size);
 	}
+}
+
+static int read_in_child(FIXTURE_DATA(grow) * self, unsigned long size,
+			 int flags)
+{
+	return *word(self->p, size, 2) != 3;
 }
 
 /*
@@ -882,22 +888,13 @@ TEST_F(grow, private_used_before)
 	for (n = 0; n < self->nr_sizes; n++) {
 		const unsigned long size = self->sizes[n];
 		const struct grow_state before = grow_state(-1, size);
-		int to_child[2], status;
-		pid_t pid;
+		struct child child;
 		char *p;
 
 		grow_map(_metadata, self, size, 3, PROT_READ | PROT_WRITE,
 			 MAP_PRIVATE | MAP_ANONYMOUS, !variant->flags);
-		ASSERT_EQ(pipe(to_child), 0);
-		pid = fork();
-		ASSERT_GE(pid, 0);
-		if (!pid) {
-			char c;
-
-			close(to_child[1]);
-			_exit(read(to_child[0], &c, 1) != 1 ||
-			      *word(self->p, size, 2) != 3);
-		}
+		child = start_child(_metadata, self, size, variant->flags,
+				    read_in_child);
 		ASSERT_EQ(sys_mremap(self->p, 3 * size, size, 0, NULL),
 			  self->p);
 		p = grow_to(self, size, 1, 3, variant->flags);
@@ -912,11 +909,7 @@ TEST_F(grow, private_used_before)
 			TH_LOG("%lu kB pages: reserved pages are not used",
 			       size >> 10);
 		}
-		EXPECT_EQ(write(to_child[1], "", 1), 1);
-		ASSERT_EQ(waitpid(pid, &status, 0), pid);
-		EXPECT_EQ(status, 0);
-		close(to_child[0]);
-		close(to_child[1]);
+		end_child(_metadata, &child);
 		munmap(p, 3 * size);
 		grow_unmap(self, size);
 		EXPECT_EQ(pool_number(size, "resv_hugepages"), before.rsvd) {
@@ -1095,6 +1088,29 @@ TEST_F_TIMEOUT(grow, map_count, 400)
 	munmap(many, 4 * max * psize());
 }
 
+static int open_userfaultfd(int flags, __u64 features)
+{
+	struct uffdio_api api = { .api = UFFD_API, .features = features };
+	int uffd = syscall(__NR_userfaultfd,
+			   O_CLOEXEC | UFFD_USER_MODE_ONLY | flags);
+
+	if (uffd >= 0 && ioctl(uffd, UFFDIO_API, &api)) {
+		close(uffd);
+		return -1;
+	}
+	return uffd;
+}
+
+static int register_missing(int uffd, char *p, unsigned long len)
+{
+	struct uffdio_register reg = {
+		.range = { (unsigned long)p, len },
+		.mode = UFFDIO_REGISTER_MODE_MISSING,
+	};
+
+	return ioctl(uffd, UFFDIO_REGISTER, &reg);
+}
+
 /*
  * To move takes away what a userfaultfd has protected, if it is not told, and it
  * may turn out afterwards that there are not enough pages to grow; for private
@@ -1102,26 +1118,18 @@ TEST_F_TIMEOUT(grow, map_count, 400)
  */
 TEST_F(grow, userfaultfd)
 {
-	struct uffdio_api api = { .api = UFFD_API };
-	int n, uffd;
+	int n, uffd = open_userfaultfd(0, 0);
 
-	uffd = syscall(__NR_userfaultfd, O_CLOEXEC | UFFD_USER_MODE_ONLY);
 	if (uffd < 0)
 		SKIP(return, "No userfaultfd: %s", strerror(errno));
-	ASSERT_EQ(ioctl(uffd, UFFDIO_API, &api), 0);
 
 	for (n = 0; n < self->nr_sizes; n++) {
 		const unsigned long size = self->sizes[n];
-		struct uffdio_register reg = {
-			.range.len = NR_OLD * size,
-			.mode = UFFDIO_REGISTER_MODE_MISSING,
-		};
 		char *p;
 
 		grow_map(_metadata, self, size, NR_OLD, PROT_READ | PROT_WRITE,
 			 MAP_SHARED, !variant->flags);
-		reg.range.start = (unsigned long)self->p;
-		ASSERT_EQ(ioctl(uffd, UFFDIO_REGISTER, &reg), 0);
+		ASSERT_EQ(register_missing(uffd, self->p, NR_OLD * size), 0);
 		if (variant->flags) {
 			expect_refused(_metadata, self, size, NR_OLD * size,
 				       NR_NEW * size, variant->flags, EINVAL,
@@ -1134,8 +1142,7 @@ TEST_F(grow, userfaultfd)
 
 		grow_map(_metadata, self, size, NR_OLD, PROT_READ | PROT_WRITE,
 			 MAP_PRIVATE | MAP_ANONYMOUS, !variant->flags);
-		reg.range.start = (unsigned long)self->p;
-		ASSERT_EQ(ioctl(uffd, UFFDIO_REGISTER, &reg), 0);
+		ASSERT_EQ(register_missing(uffd, self->p, NR_OLD * size), 0);
 		p = grow_to(self, size, NR_OLD, NR_NEW, variant->flags);
 		expect_place(_metadata, self, size, variant->flags, p);
 		EXPECT_EQ(*word(p, size, 1), 2);
@@ -1172,27 +1179,16 @@ TEST_F(grow, userfaultfd_events)
 
 	for (n = 0; n < self->nr_sizes; n++) {
 		const unsigned long size = self->sizes[n];
-		struct uffdio_api api = {
-			.api = UFFD_API,
-			.features = UFFD_FEATURE_EVENT_REMAP |
-				    UFFD_FEATURE_EVENT_UNMAP,
-		};
-		struct uffdio_register reg = {
-			.range.len = NR_OLD * size,
-			.mode = UFFDIO_REGISTER_MODE_MISSING,
-		};
 		struct events ev = {};
 		struct taken taken;
 		pthread_t thread;
 
-		ev.uffd = syscall(__NR_userfaultfd, O_CLOEXEC | O_NONBLOCK |
-				  UFFD_USER_MODE_ONLY);
+		ev.uffd = open_userfaultfd(O_NONBLOCK,
+					   UFFD_FEATURE_EVENT_REMAP |
+					   UFFD_FEATURE_EVENT_UNMAP);
 		if (ev.uffd < 0)
-			SKIP(return, "No userfaultfd: %s", strerror(errno));
-		if (ioctl(ev.uffd, UFFDIO_API, &api)) {
-			close(ev.uffd);
-			SKIP(return, "No events: %s", strerror(errno));
-		}
+			SKIP(return, "No userfaultfd with events: %s",
+			     strerror(errno));
 		if (!take_pages(&taken, size, NR_OLD + 1)) {
 			close(ev.uffd);
 			continue;
@@ -1202,8 +1198,7 @@ TEST_F(grow, userfaultfd_events)
 
 		grow_map(_metadata, self, size, NR_OLD, PROT_READ | PROT_WRITE,
 			 MAP_SHARED, !variant->flags);
-		reg.range.start = (unsigned long)self->p;
-		ASSERT_EQ(ioctl(ev.uffd, UFFDIO_REGISTER, &reg), 0);
+		ASSERT_EQ(register_missing(ev.uffd, self->p, NR_OLD * size), 0);
 		expect_refused(_metadata, self, size, NR_OLD * size,
 			       NR_NEW * size, variant->flags & ~MREMAP_FIXED,
 			       ENOMEM, "with not enough pages");
@@ -1245,6 +1240,65 @@ TEST_F(grow, beyond_file)
 		munmap(p, 4 * size);
 		grow_unmap(self, size);
 	}
+}
+
+/* Whatever allocation fails, all is as before, or it has grown, or moved. */
+static void failing_test(struct __test_metadata *_metadata,
+			 FIXTURE_DATA(grow) * self, unsigned long size,
+			 int nr_new, int flags, const char *name, int map_flags)
+{
+	unsigned int nth, failures = 0;
+	bool injected = true;
+	int i;
+
+	for (nth = 1; injected; nth++) {
+		struct grow_state before;
+		char *p;
+
+		grow_map(_metadata, self, size, NR_OLD, PROT_READ | PROT_WRITE,
+			 map_flags, !flags);
+		before = grow_state(self->fd, size);
+		p = mremap_failing(nth, self->p, NR_OLD * size, nr_new * size,
+				   flags, flags & MREMAP_FIXED ? self->dst : NULL,
+				   &injected);
+		if (p == MAP_FAILED) {
+			ASSERT_TRUE(injected);
+			EXPECT_EQ(errno, ENOMEM);
+			failures++;
+			/* What was there is not mapped any more. */
+			if (flags & MREMAP_FIXED)
+				before.vm_kb = vm_size_kb();
+			expect_state(_metadata, &before, self->fd, size,
+				     "after a failure");
+			p = self->p;
+		} else if (nr_new > NR_OLD) {
+			*word(p, size, nr_new - 1) = 0;
+		}
+		for (i = 0; i < NR_OLD; i++)
+			EXPECT_EQ(*word(p, size, i), i + 1);
+		if (p != self->p)
+			munmap(p, nr_new * size);
+		grow_unmap(self, size);
+	}
+	/* To grow in place may take none. */
+	if (flags)
+		EXPECT_GT(failures, 0);
+	TH_LOG("%s, %lu kB pages: %u of %u allocations had to succeed", name,
+	       size >> 10, failures, nth - 2);
+}
+
+TEST_F_TIMEOUT(grow, nth_allocation, 400)
+{
+	const char *reason = allow_injection();
+	int k, n;
+
+	if (reason)
+		SKIP(return, "%s", reason);
+	for (n = 0; n < self->nr_sizes; n++)
+		for (k = 0; k < ARRAY_SIZE(kinds); k++)
+			failing_test(_metadata, self, self->sizes[n], NR_NEW,
+				     variant->flags, kinds[k].name,
+				     kinds[k].map_flags);
 }
 
 static int attach_segment(struct __test_metadata *_metadata,
@@ -1458,25 +1512,17 @@ TEST_F(duplicate, system_v)
 TEST_F(duplicate, userfaultfd)
 {
 	FIXTURE_DATA(grow) * grow = &self->grow;
-	struct uffdio_api api = { .api = UFFD_API };
-	int n, uffd;
+	int n, uffd = open_userfaultfd(0, 0);
 
-	uffd = syscall(__NR_userfaultfd, O_CLOEXEC | UFFD_USER_MODE_ONLY);
 	if (uffd < 0)
 		SKIP(return, "No userfaultfd: %s", strerror(errno));
-	ASSERT_EQ(ioctl(uffd, UFFDIO_API, &api), 0);
 	for (n = 0; n < grow->nr_sizes; n++) {
 		const unsigned long size = grow->sizes[n];
-		struct uffdio_register reg = {
-			.range.len = NR_OLD * size,
-			.mode = UFFDIO_REGISTER_MODE_MISSING,
-		};
 		char *p;
 
 		grow_map(_metadata, grow, size, NR_OLD, PROT_READ | PROT_WRITE,
 			 MAP_SHARED, false);
-		reg.range.start = (unsigned long)grow->p;
-		ASSERT_EQ(ioctl(uffd, UFFDIO_REGISTER, &reg), 0);
+		ASSERT_EQ(register_missing(uffd, grow->p, NR_OLD * size), 0);
 		p = grow_to(grow, size, 0, NR_NEW,
 			    variant->flags);
 		ASSERT_NE(p, MAP_FAILED);
@@ -1802,11 +1848,13 @@ TEST_F(dontunmap, forked)
 
 	for (n = 0; n < grow->nr_sizes; n++) {
 		const unsigned long size = grow->sizes[n];
+		struct child child;
 
 		grow_map(_metadata, grow, size, NR_OLD, PROT_READ | PROT_WRITE,
 			 variant->map_flags, false);
-		in_child(_metadata, grow, size, variant->map_flags,
-			 dontunmap_in_child);
+		child = start_child(_metadata, grow, size, variant->map_flags,
+				    dontunmap_in_child);
+		end_child(_metadata, &child);
 		for (i = 0; i < NR_OLD; i++)
 			EXPECT_EQ(*word(grow->p, size, i), i + 1);
 		grow_unmap(grow, size);
@@ -1852,50 +1900,16 @@ out:
 
 TEST_F_TIMEOUT(dontunmap, nth_allocation, 400)
 {
-	FIXTURE_DATA(grow) * grow = &self->grow;
 	const char *reason = allow_injection();
-	int i, n;
+	int n;
 
 	if (reason)
 		SKIP(return, "%s", reason);
-	for (n = 0; n < grow->nr_sizes; n++) {
-		const unsigned long size = grow->sizes[n];
-		unsigned int nth, failures = 0;
-		bool injected = true;
-
-		for (nth = 1; injected; nth++) {
-			struct grow_state before;
-			char *p;
-
-			grow_map(_metadata, grow, size, NR_OLD,
-				 PROT_READ | PROT_WRITE, variant->map_flags,
-				 false);
-			before = grow_state(grow->fd, size);
-			p = mremap_failing(nth, grow->p, NR_OLD * size,
-					   NR_OLD * size, MREMAP_MAYMOVE |
-					   MREMAP_DONTUNMAP | variant->flags,
-					   variant->flags ? grow->dst : NULL,
-					   &injected);
-			if (p == MAP_FAILED) {
-				ASSERT_TRUE(injected);
-				EXPECT_EQ(errno, ENOMEM);
-				failures++;
-				/* What was there is not mapped any more. */
-				if (variant->flags & MREMAP_FIXED)
-					before.vm_kb = vm_size_kb();
-				expect_state(_metadata, &before, grow->fd, size,
-					     "after a failure");
-				p = grow->p;
-			}
-			for (i = 0; i < NR_OLD; i++)
-				EXPECT_EQ(*word(p, size, i), i + 1);
-			munmap(p, NR_OLD * size);
-			grow_unmap(grow, size);
-		}
-		EXPECT_GT(failures, 0);
-		TH_LOG("%lu kB pages: %u of %u allocations had to succeed",
-		       size >> 10, failures, nth - 2);
-	}
+	for (n = 0; n < self->grow.nr_sizes; n++)
+		failing_test(_metadata, &self->grow, self->grow.sizes[n],
+			     NR_OLD, MREMAP_MAYMOVE | MREMAP_DONTUNMAP |
+			     variant->flags, "MREMAP_DONTUNMAP",
+			     variant->map_flags);
 }
 
 struct missing {
@@ -1938,24 +1952,16 @@ TEST_F(dontunmap, userfaultfd)
 	if (variant->map_flags & MAP_SHARED)
 		SKIP(return, "What is missing is found in the file");
 	for (n = 0; n < grow->nr_sizes; n++) {
-		struct uffdio_api api = { .api = UFFD_API };
 		struct missing m = { .size = grow->sizes[n] };
-		struct uffdio_register reg = {
-			.range.len = NR_OLD * m.size,
-			.mode = UFFDIO_REGISTER_MODE_MISSING,
-		};
 		pthread_t thread;
 		char *p;
 
-		m.uffd = syscall(__NR_userfaultfd,
-				 O_CLOEXEC | UFFD_USER_MODE_ONLY);
+		m.uffd = open_userfaultfd(0, 0);
 		if (m.uffd < 0)
 			SKIP(return, "No userfaultfd: %s", strerror(errno));
-		ASSERT_EQ(ioctl(m.uffd, UFFDIO_API, &api), 0);
 		grow_map(_metadata, grow, m.size, NR_OLD,
 			 PROT_READ | PROT_WRITE, variant->map_flags, false);
-		reg.range.start = (unsigned long)grow->p;
-		ASSERT_EQ(ioctl(m.uffd, UFFDIO_REGISTER, &reg), 0);
+		ASSERT_EQ(register_missing(m.uffd, grow->p, NR_OLD * m.size), 0);
 		p = dontunmap(grow, m.size, 0, NR_OLD, variant->flags);
 		ASSERT_NE(p, MAP_FAILED);
 		ASSERT_EQ(pthread_create(&thread, NULL, answer_missing, &m), 0);
@@ -1970,63 +1976,6 @@ TEST_F(dontunmap, userfaultfd)
 		munmap(p, NR_OLD * m.size);
 		grow_unmap(grow, m.size);
 	}
-}
-
-/* Whatever allocation fails, all is as before, or it has grown. */
-static void failing_test(struct __test_metadata *_metadata,
-			 FIXTURE_DATA(grow) * self, unsigned long size,
-			 int flags, const struct grow_kind *kind)
-{
-	unsigned int nth, failures = 0;
-	bool injected = true;
-	int i;
-
-	for (nth = 1; injected; nth++) {
-		struct grow_state before;
-		char *p;
-
-		grow_map(_metadata, self, size, NR_OLD, PROT_READ | PROT_WRITE,
-			 kind->map_flags, !flags);
-		before = grow_state(self->fd, size);
-		p = mremap_failing(nth, self->p, NR_OLD * size, NR_NEW * size,
-				   flags, self->dst, &injected);
-		if (p == MAP_FAILED) {
-			ASSERT_TRUE(injected);
-			EXPECT_EQ(errno, ENOMEM);
-			failures++;
-			/* What was there is not mapped any more. */
-			if (flags & MREMAP_FIXED)
-				before.vm_kb = vm_size_kb();
-			expect_state(_metadata, &before, self->fd, size,
-				     "after a failure");
-			p = self->p;
-		} else {
-			*word(p, size, NR_NEW - 1) = 0;
-		}
-		for (i = 0; i < NR_OLD; i++)
-			EXPECT_EQ(*word(p, size, i), i + 1);
-		if (p != self->p)
-			munmap(p, NR_NEW * size);
-		grow_unmap(self, size);
-	}
-	/* To grow in place may take none. */
-	if (flags)
-		EXPECT_GT(failures, 0);
-	TH_LOG("%s, %lu kB pages: %u of %u allocations had to succeed",
-	       kind->name, size >> 10, failures, nth - 2);
-}
-
-TEST_F_TIMEOUT(grow, nth_allocation, 400)
-{
-	const char *reason = allow_injection();
-	int k, n;
-
-	if (reason)
-		SKIP(return, "%s", reason);
-	for (n = 0; n < self->nr_sizes; n++)
-		for (k = 0; k < ARRAY_SIZE(kinds); k++)
-			failing_test(_metadata, self, self->sizes[n],
-				     variant->flags, &kinds[k]);
 }
 
 /*

@@ -11,6 +11,7 @@
 #include "kselftest_harness.h"
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/mempolicy.h>
 #include <linux/userfaultfd.h>
 #include <poll.h>
 #include <pthread.h>
@@ -46,12 +47,6 @@ struct report {
 	unsigned int step;
 	bool stop;
 };
-
-/* The main process restores the pools when it exits, whatever happens. */
-static void __attribute__((constructor)) save_settings(void)
-{
-	hugetlb_save_settings();
-}
 
 static unsigned long table_span(unsigned long size)
 {
@@ -1076,19 +1071,16 @@ static void *race_migrate(void *arg)
 	return NULL;
 }
 
-static void race_move(struct report *report, unsigned long size,
-		      const int *nodes)
+/*
+ * Map @nr private pages at the first address. The other one is in another page
+ * table, and far away: no hole may be there when the threads get their stacks.
+ */
+static void race_map(struct report *report, unsigned long size,
+		     unsigned int nr, const int *nodes)
 {
-	const unsigned long len = NR_RACE * size;
 	const unsigned long long span = 2ULL * table_span(size);
-	pthread_t writer, migrator;
-	struct timespec start, now;
-	unsigned int i;
+	const unsigned long len = nr * size;
 
-	/*
-	 * In different page tables, and far apart. No hole may be there when
-	 * the threads get their stacks.
-	 */
 	race.addr[0] = reserve_arena(report, span + len, size);
 	race.addr[1] = race.addr[0] + span;
 	race.size = size;
@@ -1098,6 +1090,17 @@ static void race_move(struct report *report, unsigned long size,
 		 MAP_PRIVATE | MAP_FIXED | MAP_ANONYMOUS | MAP_HUGETLB |
 		 __builtin_ctzl(size) << MAP_HUGE_SHIFT, -1, 0) != race.addr[0])
 		give_up(report, "mmap(): %s", strerror(errno));
+}
+
+static void race_move(struct report *report, unsigned long size,
+		      const int *nodes)
+{
+	const unsigned long len = NR_RACE * size;
+	pthread_t writer, migrator;
+	struct timespec start, now;
+	unsigned int i;
+
+	race_map(report, size, NR_RACE, nodes);
 	for (i = 0; i < NR_RACE; i++)
 		*(unsigned long *)(race.addr[0] + i * size) = 0;
 
@@ -1149,6 +1152,78 @@ TEST_F_TIMEOUT(race, migration, 400)
 		SKIP(return, "Nothing was migrated, or not enough address space");
 }
 
+/* Migrate the only page, wherever it is, to the one node and to the other. */
+static void *race_migrate_one(void *arg)
+{
+	void *pages[2] = { race.addr[0], race.addr[1] };
+	int nodes[2], status[2], to = 0;
+
+	while (!race_stopped()) {
+		to = !to;
+		nodes[0] = race.nodes[to];
+		nodes[1] = race.nodes[to];
+		if (!syscall(__NR_move_pages, 0, 2, pages, nodes, status,
+			     MPOL_MF_MOVE))
+			race.migrated += status[0] == nodes[to] ||
+					 status[1] == nodes[to];
+	}
+	return NULL;
+}
+
+/* Move one page, which only this thread uses. */
+static void race_move_one(struct report *report, unsigned long size,
+			  const int *nodes)
+{
+	struct timespec start, now;
+	unsigned long moves = 0;
+	pthread_t migrator;
+
+	race_map(report, size, 1, nodes);
+	*(unsigned long *)race.addr[0] = moves;
+	if (pthread_create(&migrator, NULL, race_migrate_one, NULL))
+		give_up(report, "pthread_create() failed");
+
+	clock_gettime(CLOCK_MONOTONIC, &start);
+	do {
+		char *src = race.addr[moves % 2];
+		char *dst = race.addr[(moves + 1) % 2];
+		unsigned long val;
+
+		if (sys_mremap(src, size, size, MREMAP_MAYMOVE | MREMAP_FIXED,
+			       dst) != dst)
+			give_up(report, "mremap(): %s", strerror(errno));
+		val = __atomic_load_n((unsigned long *)dst, __ATOMIC_SEQ_CST);
+		if (val != moves)
+			give_up(report, "lost the page: read %lu after move %lu",
+				val, moves + 1);
+		*(unsigned long *)dst = ++moves;
+		clock_gettime(CLOCK_MONOTONIC, &now);
+	} while (now.tv_sec - start.tv_sec <= RACE_SECONDS / 4);
+
+	__atomic_store_n(&race.stop, true, __ATOMIC_RELAXED);
+	pthread_join(migrator, NULL);
+	finish(report, race.migrated ? KSFT_PASS : KSFT_SKIP,
+	       "%lu moves, %lu migrations", moves, race.migrated);
+}
+
+TEST_F_TIMEOUT(race, migration_of_one, 400)
+{
+	int i, tested = 0;
+
+	for (i = 0; i < self->nr_sizes; i++) {
+		unsigned long size = self->sizes[i];
+		pid_t pid = fork_child(self->report);
+
+		ASSERT_GE(pid, 0);
+		if (!pid)
+			race_move_one(self->report, size, self->nodes);
+		tested += child_has_run(_metadata, self->report, pid, size,
+					"mremap of a page that migrates");
+	}
+	if (!tested)
+		SKIP(return, "The page was not migrated, or not enough address space");
+}
+
 FIXTURE(shrink)
 {
 	unsigned long sizes[MAX_SIZES];
@@ -1168,16 +1243,6 @@ FIXTURE_SETUP(shrink)
 
 FIXTURE_TEARDOWN(shrink)
 {
-}
-
-static char *map_memory(struct __test_metadata *_metadata, char *addr,
-			unsigned long len, int flags)
-{
-	char *p = mmap(addr, len, PROT_READ | PROT_WRITE,
-		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | flags, -1, 0);
-
-	ASSERT_NE(p, MAP_FAILED);
-	return p;
 }
 
 static char *map_huge(struct __test_metadata *_metadata, char *addr,
@@ -1793,7 +1858,8 @@ static struct stress {
 	unsigned long pins;	/* pages that were pinned for long */
 	unsigned long wrong;	/* of which had another's contents */
 	unsigned long forks;
-	unsigned long offline;	/* pages that were taken offline */
+	unsigned long offline;	/* pages that were taken offline softly */
+	unsigned long poisoned;	/* pages whose memory was said to have failed */
 	unsigned long moves;
 } stress;
 
@@ -1920,18 +1986,40 @@ static void *stress_fork(void *arg)
 	return NULL;
 }
 
-/* Take the page that comes and goes offline, while it is mapped. */
-static void *stress_offline(void *arg)
+static void ignore(int sig)
+{
+}
+
+/*
+ * The page that comes and goes is taken offline while it is mapped, softly or
+ * because its memory has failed. Of a failure this thread is told by SIGBUS.
+ */
+static void *stress_bad_memory(void *arg)
 {
 	struct tables_state *st = stress.st;
 	unsigned int i;
 
-	for (i = 0; !stress_stopped() && stress.offline < NR_BAD_PAGES; i++) {
-		char *p = (i % 2 ? st->src : st->dst) + STRESS_VICTIM * st->size;
+	signal(SIGBUS, ignore);
+	for (i = 0; !stress_stopped() &&
+	     stress.offline + stress.poisoned < NR_BAD_PAGES; i++) {
+		char *src = st->src + STRESS_VICTIM * st->size;
+		char *dst = st->dst + STRESS_VICTIM * st->size;
+		char *p = i % 2 ? src : dst;
 
 		madvise(p, st->size, MADV_POPULATE_WRITE);
-		stress.offline += !madvise(p, psize(), MADV_SOFT_OFFLINE);
-		usleep(1000 * 100);
+		if (stress.poisoned < NR_BAD_PAGES / 2)
+			stress.poisoned += !madvise(p, psize(), MADV_HWPOISON);
+		else
+			stress.offline += !madvise(p, psize(),
+						   MADV_SOFT_OFFLINE);
+		/* Neither the entry nor the file is to keep the bad page. */
+		madvise(src, st->size, MADV_DONTNEED);
+		madvise(dst, st->size, MADV_DONTNEED);
+		if (st->variant->shared)
+			fallocate(st->fd,
+				  FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+				  STRESS_VICTIM * st->size, st->size);
+		usleep(1000 * 50);
 	}
 	return NULL;
 }
@@ -2030,7 +2118,7 @@ static void stress_tables(struct tables_state *st)
 static void stress_more(struct tables_state *st)
 {
 	void *(*const functions[])(void *) = {
-		stress_pin, stress_fork, stress_offline,
+		stress_pin, stress_fork, stress_bad_memory,
 	};
 
 	stress_with(st, functions, ARRAY_SIZE(functions));
@@ -2038,8 +2126,9 @@ static void stress_more(struct tables_state *st)
 		give_up(st->report, "there was no fork()");
 	if (!stress.pins && !access("/sys/kernel/debug/gup_test", W_OK))
 		give_up(st->report, "no page was pinned");
-	finish(st->report, KSFT_PASS, "%lu moves, %lu pages pinned, %lu forks, %lu pages offline",
-	       stress.moves, stress.pins, stress.forks, stress.offline);
+	finish(st->report, KSFT_PASS, "%lu moves, %lu pins, %lu forks, %lu offline, %lu failed",
+	       stress.moves, stress.pins, stress.forks, stress.offline,
+	       stress.poisoned);
 }
 
 static struct monitor {
