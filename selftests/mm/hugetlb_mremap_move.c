@@ -46,6 +46,9 @@ struct report {
 	char msg[512];
 	unsigned int step;
 	bool stop;
+	/* Pages whose memory was said to have failed */
+	unsigned int nr_bad;
+	unsigned long bad[64];
 };
 
 static unsigned long table_span(unsigned long size)
@@ -1986,6 +1989,8 @@ static void *stress_fork(void *arg)
 	return NULL;
 }
 
+#define UNPOISON	"/sys/kernel/debug/hwpoison/unpoison-pfn"
+
 static void ignore(int sig)
 {
 }
@@ -1997,17 +2002,24 @@ static void ignore(int sig)
 static void *stress_bad_memory(void *arg)
 {
 	struct tables_state *st = stress.st;
+	struct report *report = st->report;
 	unsigned int i;
 
 	signal(SIGBUS, ignore);
 	for (i = 0; !stress_stopped() &&
-	     stress.offline + stress.poisoned < NR_BAD_PAGES; i++) {
+	     stress.offline + stress.poisoned < NR_BAD_PAGES &&
+	     report->nr_bad < ARRAY_SIZE(report->bad); i++) {
 		char *src = st->src + STRESS_VICTIM * st->size;
 		char *dst = st->dst + STRESS_VICTIM * st->size;
 		char *p = i % 2 ? src : dst;
+		unsigned long pfn;
 
 		madvise(p, st->size, MADV_POPULATE_WRITE);
-		if (stress.poisoned < NR_BAD_PAGES / 2)
+		pfn = pagemap_get_pfn(st->pagemap, p);
+		if (pfn == -1UL)
+			continue;	/* It is at the other address. */
+		report->bad[report->nr_bad++] = pfn;
+		if (stress.poisoned < NR_BAD_PAGES / 2 && !access(UNPOISON, W_OK))
 			stress.poisoned += !madvise(p, psize(), MADV_HWPOISON);
 		else
 			stress.offline += !madvise(p, psize(),
@@ -2297,6 +2309,34 @@ static void monitored_tables(struct tables_state *st)
 	       monitor.wp + monitor.missing + monitor.minor);
 }
 
+/*
+ * Give back memory that has failed: what could not be unmapped, because the lock
+ * of the file was busy, would be missing from the pool of huge pages.
+ */
+static void restore_bad_pages(struct __test_metadata *_metadata,
+			      struct report *report)
+{
+	int kpageflags = open("/proc/kpageflags", O_RDONLY);
+	unsigned int i, tries, left = 0;
+	uint64_t flags;
+
+	for (i = 0; i < report->nr_bad; i++) {
+		for (tries = 0; tries < 100; tries++) {
+			if (pageflags_get(report->bad[i], kpageflags, &flags) ||
+			    !(flags & KPF_HWPOISON) ||
+			    !unpoison_memory(report->bad[i]))
+				break;
+			usleep(1000 * 10);
+		}
+		left += tries == 100;
+	}
+	close(kpageflags);
+	report->nr_bad = 0;
+	EXPECT_EQ(left, 0) {
+		TH_LOG("%u pages stay poisoned", left);
+	}
+}
+
 static void tables_test(struct __test_metadata *_metadata,
 			FIXTURE_DATA(tables) * self,
 			const FIXTURE_VARIANT(tables) * variant,
@@ -2321,6 +2361,7 @@ static void tables_test(struct __test_metadata *_metadata,
 		tested += child_has_run(_metadata, self->report, pid, st.size,
 					"mremap of a page table");
 		reap_orphans();
+		restore_bad_pages(_metadata, self->report);
 	}
 	if (!tested)
 		SKIP(return, "Not enough address space");
