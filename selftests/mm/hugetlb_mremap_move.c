@@ -1136,8 +1136,10 @@ static void race_move(struct report *report, unsigned long size,
 	_exit(race.migrated ? KSFT_PASS : KSFT_SKIP);
 }
 
-/* Private memory is written by one thread, moved by one, migrated by another */
-TEST_F_TIMEOUT(race, migration, 400)
+static void race_test(struct __test_metadata *_metadata,
+		      FIXTURE_DATA(race) * self,
+		      void (*run)(struct report *report, unsigned long size,
+				  const int *nodes), const char *what)
 {
 	int i, tested = 0;
 
@@ -1147,12 +1149,19 @@ TEST_F_TIMEOUT(race, migration, 400)
 
 		ASSERT_GE(pid, 0);
 		if (!pid)
-			race_move(self->report, size, self->nodes);
+			run(self->report, size, self->nodes);
 		tested += child_has_run(_metadata, self->report, pid, size,
-					"mremap in a race against migration");
+					what);
 	}
 	if (!tested)
 		SKIP(return, "Nothing was migrated, or not enough address space");
+}
+
+/* Private memory is written by one thread, moved by one, migrated by another */
+TEST_F_TIMEOUT(race, migration, 400)
+{
+	race_test(_metadata, self, race_move,
+		  "mremap in a race against migration");
 }
 
 /* Migrate the only page, wherever it is, to the one node and to the other. */
@@ -1211,20 +1220,8 @@ static void race_move_one(struct report *report, unsigned long size,
 
 TEST_F_TIMEOUT(race, migration_of_one, 400)
 {
-	int i, tested = 0;
-
-	for (i = 0; i < self->nr_sizes; i++) {
-		unsigned long size = self->sizes[i];
-		pid_t pid = fork_child(self->report);
-
-		ASSERT_GE(pid, 0);
-		if (!pid)
-			race_move_one(self->report, size, self->nodes);
-		tested += child_has_run(_metadata, self->report, pid, size,
-					"mremap of a page that migrates");
-	}
-	if (!tested)
-		SKIP(return, "The page was not migrated, or not enough address space");
+	race_test(_metadata, self, race_move_one,
+		  "mremap of a page that migrates");
 }
 
 FIXTURE(shrink)
