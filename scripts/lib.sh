@@ -66,7 +66,8 @@ check_fragment() {
 
 # What most scripts take: ARCH TREE [--config FRAGMENT]... kernel_arg reads one
 # argument (and its value) and sets shifted; kernel_args_done checks the whole
-# and leaves arch, tree, fragments, and config_options to hand on.
+# and leaves arch, tree, and fragments: none that is for the base only if it is
+# the series. config_options are what was given, to hand on.
 fragments=() config_options=() positional=()
 kernel_arg() {
 	shifted=1
@@ -89,6 +90,15 @@ kernel_args_done() {
 	arch=${positional[0]} tree=${positional[1]}
 	check_arch "$arch"
 	check_tree "$tree"
+	[ "$tree" != series ] || drop_base_only
+}
+
+drop_base_only() {
+	local fragment all=("${fragments[@]}")
+	fragments=()
+	for fragment in "${all[@]}"; do
+		grep -q '^# base only' "$top/configs/$fragment.config" || fragments+=("$fragment")
+	done
 }
 
 no_more_args() {

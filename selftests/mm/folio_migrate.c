@@ -9,269 +9,39 @@
  * Each test loops over all sizes of anonymous THP that the kernel offers.
  */
 
-#include "kselftest_harness.h"
-
-#include <numa.h>
-#include <numaif.h>
 #include <pthread.h>
 #include <stdatomic.h>
-#include <stdlib.h>
-#include <string.h>
-#include <fcntl.h>
+#include <linux/userfaultfd.h>
 #include <sys/ioctl.h>
-#include <sys/mman.h>
-#include <sys/prctl.h>
-#include <sys/uio.h>
-#include <sys/wait.h>
-#include <signal.h>
-#include <unistd.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
 
 #include "../../../../mm/gup_test.h"
-#include "hugepage_settings.h"
-#include "vm_util.h"
+#include "folio_region.h"
 
-#define THP_ENABLED	"/sys/kernel/mm/transparent_hugepage/enabled"
-#define MAX_FOLIOS	16
-#define MAX_BYTES	(16ul << 20)
 #define TIMEOUT		900
 #define ROUNDS		5
 #define MAX_ROUNDS	25
 #define SPLIT_TRIES	10
 
-struct stats {
-	long nr_anon;
-	long partially_mapped;
-	long split_deferred;
-};
-
-/* A number of folios of one size, wholly mapped and on the first node. */
-struct region {
-	size_t size;
-	int nr;
-	char *mem;
-	char *map;
-	size_t map_len;
-	struct stats empty;	/* before the folios were allocated */
-	struct stats full;	/* when they were all mapped */
-};
-
 FIXTURE(folio_migrate)
 {
-	size_t pmd_size;
-	size_t sizes[NR_ORDERS];
-	int nr_sizes;
-	int node1;
-	int node2;
-	int pagemap_fd;
-	int kpageflags_fd;
+	struct folio_env env;
 };
-
-/*
- * Restored when the harness exits, however its children ended. Without root
- * nothing is changed, and nothing could be restored.
- */
-static void __attribute__((constructor)) save_settings(void)
-{
-	if (!access(THP_ENABLED, W_OK))
-		thp_save_settings();
-}
-
-/* Run the deferred split shrinker, among others. */
-static void shrink(void)
-{
-	write_num("/proc/sys/vm/drop_caches", 2);
-}
 
 FIXTURE_SETUP(folio_migrate)
 {
-	struct thp_settings settings;
-	unsigned long orders;
-	int i, n;
+	const char *why = folio_env_init(&self->env);
 
-	if (geteuid())
-		SKIP(return, "needs root");
-	if (!thp_available())
-		SKIP(return, "no transparent huge pages");
-	if (access(THP_ENABLED, W_OK))
-		SKIP(return, "cannot change the settings of THP");
-
-	self->node1 = -1;
-	self->node2 = -1;
-	for (n = 0; numa_available() >= 0 && n <= numa_max_node(); n++) {
-		/* A node with memory that this task may use. */
-		if (!numa_bitmask_isbitset(numa_all_nodes_ptr, n) ||
-		    numa_node_size64(n, NULL) <= 0)
-			continue;
-		if (self->node1 < 0)
-			self->node1 = n;
-		else if (self->node2 < 0)
-			self->node2 = n;
-	}
-	if (self->node2 < 0)
+	if (why)
+		SKIP(return, "%s", why);
+	if (self->env.node2 < 0)
 		SKIP(return, "needs two NUMA nodes with memory to use");
-
-	self->pagemap_fd = open("/proc/self/pagemap", O_RDONLY);
-	self->kpageflags_fd = open("/proc/kpageflags", O_RDONLY);
-	if (self->pagemap_fd < 0 || self->kpageflags_fd < 0)
-		SKIP(return, "no pagemap or kpageflags");
-	if (!pagemap_get_pfn(self->pagemap_fd, (char *)self))
-		SKIP(return, "cannot see PFNs");
-
-	self->pmd_size = read_pmd_pagesize();
-	orders = thp_supported_orders();
-	for (i = 0; i < NR_ORDERS; i++) {
-		if (orders & (1ul << i))
-			self->sizes[self->nr_sizes++] = (size_t)psize() << i;
-	}
-	ASSERT_GT(self->nr_sizes, 0);
-
-	/*
-	 * No other folios than those that a test asks for, and no khugepaged
-	 * except while they are allocated. Compact memory for those.
-	 */
-	thp_read_settings(&settings);
-	settings.thp_enabled = THP_MADVISE;
-	settings.thp_defrag = THP_DEFRAG_ALWAYS;
-	for (i = 0; i < NR_ORDERS; i++)
-		settings.hugepages[i].enabled = THP_NEVER;
-	thp_write_settings(&settings);
-
-	/* Nothing that was queued before is to be split during a test. */
-	shrink();
 }
 
 FIXTURE_TEARDOWN(folio_migrate)
 {
 	thp_restore_settings();
-}
-
-static char *align_up(char *addr, size_t align)
-{
-	return (char *)(((unsigned long)addr + align - 1) & ~(align - 1));
-}
-
-static long read_stat(size_t size, const char *name)
-{
-	char path[128];
-
-	snprintf(path, sizeof(path), "hugepages-%zukB/stats/%s", size >> 10,
-		 name);
-	return thp_read_num(path);
-}
-
-static struct stats read_stats(size_t size)
-{
-	struct stats stats = {
-		.nr_anon = read_stat(size, "nr_anon"),
-		.partially_mapped = read_stat(size, "nr_anon_partially_mapped"),
-		.split_deferred = read_stat(size, "split_deferred"),
-	};
-
-	return stats;
-}
-
-static int count_folios(FIXTURE_DATA(folio_migrate) * self, struct region *r)
-{
-	int orders[NR_ORDERS] = {};
-
-	if (gather_folio_orders(r->mem, r->nr * r->size, self->pagemap_fd,
-				self->kpageflags_fd, orders, NR_ORDERS))
-		return -1;
-	return orders[sz2ord(r->size, psize())];
-}
-
-static void region_free(struct region *r)
-{
-	munmap(r->map, r->map_len);
-}
-
-static char pattern(struct region *r, char *addr)
-{
-	/* Never that of an empty page. */
-	return (addr - r->mem) / psize() % 255 + 1;
-}
-
-static bool region_populate(FIXTURE_DATA(folio_migrate) * self,
-			    struct region *r, size_t size, int nr, int node)
-{
-	unsigned long node_mask[16] = {};
-	size_t bits = 8 * sizeof(long);
-	char path[128], *addr;
-
-	r->size = size;
-	r->nr = nr;
-	r->empty = read_stats(size);
-	r->map_len = (nr + 2) * size;
-	r->map = mmap(NULL, r->map_len, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS,
-		      -1, 0);
-	if (r->map == MAP_FAILED)
-		return false;
-	/* Leave something between this and another mapping. */
-	r->mem = align_up(r->map + 1, size);
-
-	node_mask[node / bits] |= 1ul << (node % bits);
-	if (mprotect(r->mem, nr * size, PROT_READ | PROT_WRITE) ||
-	    mbind(r->mem, nr * size, MPOL_BIND, node_mask,
-		  8 * sizeof(node_mask), 0) ||
-	    madvise(r->mem, nr * size, MADV_HUGEPAGE)) {
-		region_free(r);
-		return false;
-	}
-
-	snprintf(path, sizeof(path), "hugepages-%zukB/enabled", size >> 10);
-	thp_write_string(path, "madvise");
-	for (addr = r->mem; addr < r->mem + nr * size; addr += psize())
-		*addr = pattern(r, addr);
-	thp_write_string(path, "never");
-	r->full = read_stats(size);
-
-	if (count_folios(self, r) == nr &&
-	    r->full.nr_anon - r->empty.nr_anon == nr)
-		return true;
-
-	region_free(r);
-	return false;
-}
-
-/*
- * Get @nr folios of @size, or a default number, on the first node. False if
- * there are none, or not as many on the second node for migration to get: no
- * fault of what is tested here, but of fragmented memory.
- */
-static bool region_alloc(FIXTURE_DATA(folio_migrate) * self, struct region *r,
-			 size_t size, int nr)
-{
-	long long free1, free2, need;
-	int tries;
-
-	if (!nr)
-		nr = MAX_BYTES / size;
-	if (nr > MAX_FOLIOS)
-		nr = MAX_FOLIOS;
-	if (nr < 2)
-		nr = 2;
-
-	/* PMDs can be large: don't get killed for lack of memory on a node. */
-	need = (long long)nr * size;
-	if (need > MAX_BYTES &&
-	    (numa_node_size64(self->node1, &free1) < 0 || free1 < 2 * need ||
-	     numa_node_size64(self->node2, &free2) < 0 || free2 < 2 * need)) {
-		ksft_print_msg("%zukB: not enough free memory: not tested\n",
-			       size >> 10);
-		return false;
-	}
-
-	for (tries = 0; tries < 5; tries++) {
-		if (region_populate(self, r, size, nr, self->node2)) {
-			region_free(r);
-			if (region_populate(self, r, size, nr, self->node1))
-				return true;
-		}
-		write_num("/proc/sys/vm/compact_memory", 1);
-	}
-	ksft_print_msg("%zukB: no %d folios on each of two nodes: not tested\n",
-		       size >> 10, nr);
-	return false;
 }
 
 /* Move all folios to @node. Returns how many are not there. */
@@ -298,89 +68,11 @@ static int region_move(struct region *r, int node, int flags, int tries)
 	return left;
 }
 
-/* Drop the second half of each folio, or only the last page. */
-static int region_drop(struct region *r, bool half)
-{
-	size_t len = half ? r->size / 2 : psize();
-	int i;
-
-	for (i = 0; i < r->nr; i++) {
-		if (madvise(r->mem + (i + 1) * r->size - len, len,
-			    MADV_DONTNEED))
-			return -1;
-	}
-	return 0;
-}
-
-/* Take a reference to the first page of each folio, until both are closed. */
-static int hold_folios(struct region *r, int fds[2])
-{
-	struct iovec iov = { .iov_len = psize() };
-	int i;
-
-	if (pipe(fds))
-		return -1;
-	for (i = 0; i < r->nr; i++) {
-		iov.iov_base = r->mem + i * r->size;
-		if (vmsplice(fds[1], &iov, 1, SPLICE_F_NONBLOCK) != psize())
-			return -1;
-	}
-	return 0;
-}
-
-static void release_folios(int fds[2])
-{
-	close(fds[0]);
-	close(fds[1]);
-}
-
-/*
- * Fork a child that drops half of each folio of @r, if any, and then shares
- * the memory until end_child(). Returns when it has done so, or -1.
- */
-static pid_t fork_child_drop(int fds[2], struct region *r)
-{
-	int ready[2];
-	pid_t pid;
-	char c;
-
-	if (pipe(fds) || pipe(ready))
-		return -1;
-	pid = fork();
-	if (!pid) {
-		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		close(fds[1]);
-		if ((r && region_drop(r, true)) || write(ready[1], "", 1) != 1)
-			_exit(1);
-		/* End of file. */
-		_exit(read(fds[0], &c, 1) != 0);
-	}
-	close(fds[0]);
-	close(ready[1]);
-	if (pid > 0 && read(ready[0], &c, 1) != 1)
-		pid = -1;
-	close(ready[0]);
-	return pid;
-}
-
-static pid_t fork_child(int fds[2])
-{
-	return fork_child_drop(fds, NULL);
-}
-
-static bool end_child(pid_t pid, int fds[2])
-{
-	int status;
-
-	close(fds[1]);
-	return waitpid(pid, &status, 0) == pid && !status;
-}
-
 /* The folios are as they were when they were allocated. */
 static void expect_unchanged(struct __test_metadata *_metadata,
 			     struct region *r, const char *after)
 {
-	struct stats now = read_stats(r->size);
+	struct folio_stats now = read_stats(r->size);
 
 	EXPECT_EQ(now.partially_mapped, r->full.partially_mapped) {
 		TH_LOG("%zukB: %ld of %d fully mapped folios count as partially mapped after %s",
@@ -400,20 +92,6 @@ static void expect_unchanged(struct __test_metadata *_metadata,
 	}
 }
 
-static void expect_contents(struct __test_metadata *_metadata,
-			    struct region *r)
-{
-	size_t wrong = 0;
-	char *addr;
-
-	for (addr = r->mem; addr < r->mem + r->nr * r->size; addr += psize())
-		wrong += *addr != pattern(r, addr);
-	EXPECT_EQ(wrong, 0) {
-		TH_LOG("%zukB: %zu pages have wrong contents", r->size >> 10,
-		       wrong);
-	}
-}
-
 /* The shrinker leaves the folios alone. */
 static void expect_kept(struct __test_metadata *_metadata,
 			FIXTURE_DATA(folio_migrate) * self, struct region *r)
@@ -422,7 +100,7 @@ static void expect_kept(struct __test_metadata *_metadata,
 
 	shrink();
 	shrink();
-	left = count_folios(self, r);
+	left = count_folios(&self->env, r);
 	EXPECT_EQ(left, r->nr) {
 		TH_LOG("%zukB: the shrinker split %d of %d fully mapped folios",
 		       r->size >> 10, r->nr - left, r->nr);
@@ -446,7 +124,7 @@ static void expect_partially_mapped(struct __test_metadata *_metadata,
 static void expect_split(struct __test_metadata *_metadata, struct region *r,
 			 const char *after)
 {
-	struct stats now;
+	struct folio_stats now;
 	int tries;
 
 	for (tries = 0; tries < 10; tries++) {
@@ -472,10 +150,10 @@ static void check_fully_mapped(struct __test_metadata *_metadata,
 			       FIXTURE_DATA(folio_migrate) * self,
 			       struct region *r, int flags)
 {
-	EXPECT_EQ(region_move(r, self->node2, flags, 5), 0);
+	EXPECT_EQ(region_move(r, self->env.node2, flags, 5), 0);
 	expect_unchanged(_metadata, r, "migration");
 	expect_kept(_metadata, self, r);
-	EXPECT_EQ(region_move(r, self->node1, flags, 5), 0);
+	EXPECT_EQ(region_move(r, self->env.node1, flags, 5), 0);
 	expect_unchanged(_metadata, r, "a second migration");
 	expect_kept(_metadata, self, r);
 	expect_contents(_metadata, r);
@@ -487,8 +165,8 @@ TEST_F_TIMEOUT(folio_migrate, fully_mapped, TIMEOUT)
 	struct region r;
 	int i, tested = 0;
 
-	for (i = 0; i < self->nr_sizes; i++) {
-		if (!region_alloc(self, &r, self->sizes[i], 0))
+	for (i = 0; i < self->env.nr_sizes; i++) {
+		if (!region_alloc(&self->env, &r, self->env.sizes[i], 0))
 			continue;
 		check_fully_mapped(_metadata, self, &r, MPOL_MF_MOVE);
 		region_free(&r);
@@ -505,10 +183,10 @@ TEST_F_TIMEOUT(folio_migrate, fully_mapped_by_ptes, TIMEOUT)
 	char *page;
 	int i;
 
-	if (!self->pmd_size ||
-	    self->sizes[self->nr_sizes - 1] != self->pmd_size)
+	if (!self->env.pmd_size ||
+	    self->env.sizes[self->env.nr_sizes - 1] != self->env.pmd_size)
 		SKIP(return, "no folios of PMD size");
-	if (!region_alloc(self, &r, self->pmd_size, 0))
+	if (!region_alloc(&self->env, &r, self->env.pmd_size, 0))
 		SKIP(return, "no folios of PMD size");
 
 	for (i = 0; i < r.nr; i++) {
@@ -524,15 +202,15 @@ TEST_F_TIMEOUT(folio_migrate, fully_mapped_by_ptes, TIMEOUT)
 /* A folio that is mapped by two page tables. */
 TEST_F_TIMEOUT(folio_migrate, fully_mapped_by_two_tables, TIMEOUT)
 {
-	size_t len, pmd_size = self->pmd_size;
+	size_t len, pmd_size = self->env.pmd_size;
 	struct region r, to;
 	int i, tested = 0;
 
 	if (!pmd_size)
 		SKIP(return, "size of a PMD not known");
 
-	for (i = 0; i < self->nr_sizes; i++) {
-		if (!region_alloc(self, &r, self->sizes[i], 0))
+	for (i = 0; i < self->env.nr_sizes; i++) {
+		if (!region_alloc(&self->env, &r, self->env.sizes[i], 0))
 			continue;
 
 		len = r.nr * r.size;
@@ -564,12 +242,12 @@ TEST_F_TIMEOUT(folio_migrate, failed_by_reference, TIMEOUT)
 	int fds[2], i, tested = 0;
 	struct region r;
 
-	for (i = 0; i < self->nr_sizes; i++) {
-		if (!region_alloc(self, &r, self->sizes[i], 0))
+	for (i = 0; i < self->env.nr_sizes; i++) {
+		if (!region_alloc(&self->env, &r, self->env.sizes[i], 0))
 			continue;
 
 		ASSERT_EQ(hold_folios(&r, fds), 0);
-		EXPECT_EQ(region_move(&r, self->node2, MPOL_MF_MOVE, 1), r.nr) {
+		EXPECT_EQ(region_move(&r, self->env.node2, MPOL_MF_MOVE, 1), r.nr) {
 			TH_LOG("%zukB: folios with references were moved",
 			       r.size >> 10);
 		}
@@ -579,6 +257,274 @@ TEST_F_TIMEOUT(folio_migrate, failed_by_reference, TIMEOUT)
 		expect_kept(_metadata, self, &r);
 		check_fully_mapped(_metadata, self, &r, MPOL_MF_MOVE);
 		region_free(&r);
+		tested++;
+	}
+	if (!tested)
+		SKIP(return, "no folios of any size");
+}
+
+/*
+ * What differs from page to page, in runs of RUN pages and one of a single page:
+ * whether it can be written without a fault, is soft-dirty, or is protected by a
+ * userfaultfd.
+ */
+#define RUN		4
+#define ODD_ONE_OUT	1
+#define PAGE_STATE	(PM_SOFT_DIRTY | PM_UFFD_WP | PM_MMAP_EXCLUSIVE | \
+			 PM_SWAP | PM_PRESENT)
+
+enum page_kind {
+	WRITTEN,	/* since the child is gone: exclusive, and writable */
+	LEFT,		/* neither */
+	PROTECTED,	/* by a userfaultfd */
+	NR_KINDS,
+};
+
+static enum page_kind page_kind(int page)
+{
+	return page == ODD_ONE_OUT ? LEFT : page / RUN % NR_KINDS;
+}
+
+static int nr_pages(struct region *r)
+{
+	return r->nr * r->size / psize();
+}
+
+static long minor_faults(void)
+{
+	struct rusage usage;
+
+	getrusage(RUSAGE_SELF, &usage);
+	return usage.ru_minflt;
+}
+
+static int protect_range(int uffd, struct region *r)
+{
+	struct uffdio_api api = {
+		.api = UFFD_API,
+		.features = UFFD_FEATURE_PAGEFAULT_FLAG_WP,
+	};
+	struct uffdio_register reg = {
+		.range = { (unsigned long)r->mem, r->nr * r->size },
+		.mode = UFFDIO_REGISTER_MODE_WP,
+	};
+
+	if (ioctl(uffd, UFFDIO_API, &api) || ioctl(uffd, UFFDIO_REGISTER, &reg))
+		return -1;
+	return 0;
+}
+
+static int protect_page(int uffd, char *page)
+{
+	struct uffdio_writeprotect wp = {
+		.range = { (unsigned long)page, psize() },
+		.mode = UFFDIO_WRITEPROTECT_MODE_WP,
+	};
+
+	return ioctl(uffd, UFFDIO_WRITEPROTECT, &wp);
+}
+
+/* Write to the pages of a kind. Returns how many faults it took. */
+static long write_pages(struct region *r, enum page_kind kind)
+{
+	long before = minor_faults();
+	int i;
+
+	for (i = 0; i < nr_pages(r); i++) {
+		char *page = r->mem + (size_t)i * psize();
+
+		if (page_kind(i) == kind)
+			*page = pattern(r, page);
+	}
+	return minor_faults() - before;
+}
+
+static int count_kind(struct region *r, enum page_kind kind)
+{
+	int i, count = 0;
+
+	for (i = 0; i < nr_pages(r); i++)
+		count += page_kind(i) == kind;
+	return count;
+}
+
+static uint64_t page_state(FIXTURE_DATA(folio_migrate) * self,
+			   struct region *r, int page)
+{
+	return pagemap_get_entry(self->env.pagemap_fd,
+				 r->mem + (size_t)page * psize()) & PAGE_STATE;
+}
+
+/*
+ * Make the pages different, and remember what pagemap says of them. @uffd may
+ * be -1. Where the region is to be read only, the PTEs are the same, but some of
+ * the pages are exclusive.
+ */
+static int mix_pages(FIXTURE_DATA(folio_migrate) * self, struct region *r,
+		     int uffd, bool read_only, uint64_t *states)
+{
+	int fds[2], i;
+	pid_t pid;
+
+	/* All are shared, and none can be written, when the child is gone. */
+	pid = fork_child(fds);
+	if (pid < 0 || !end_child(pid, fds))
+		return -1;
+	if (!read_only)
+		clear_softdirty();
+	write_pages(r, WRITTEN);
+	for (i = 0; i < nr_pages(r) && uffd >= 0; i++) {
+		if (page_kind(i) == PROTECTED &&
+		    protect_page(uffd, r->mem + (size_t)i * psize()))
+			return -1;
+	}
+	if (read_only && mprotect(r->mem, r->nr * r->size, PROT_READ))
+		return -1;
+	for (i = 0; i < nr_pages(r); i++)
+		states[i] = page_state(self, r, i);
+	return 0;
+}
+
+static void expect_states(struct __test_metadata *_metadata,
+			  FIXTURE_DATA(folio_migrate) * self, struct region *r,
+			  uint64_t *states)
+{
+	int i, wrong = 0;
+
+	for (i = 0; i < nr_pages(r); i++) {
+		uint64_t now = page_state(self, r, i);
+
+		if (now != states[i] && !wrong++)
+			TH_LOG("%zukB: page %d was %#llx, is %#llx",
+			       r->size >> 10, i, (unsigned long long)states[i],
+			       (unsigned long long)now);
+	}
+	EXPECT_EQ(wrong, 0) {
+		TH_LOG("%zukB: %d of %d pages are not what they were",
+		       r->size >> 10, wrong, nr_pages(r));
+	}
+}
+
+/* Page by page, migration changes nothing but the place. */
+static void check_pages(struct __test_metadata *_metadata,
+			FIXTURE_DATA(folio_migrate) * self, struct region *r,
+			bool read_only)
+{
+	const int nodes[] = { self->env.node2, self->env.node1 };
+	uint64_t *states = calloc(nr_pages(r), sizeof(*states));
+	int i, uffd = -1;
+
+	ASSERT_NE(states, NULL);
+	/* No faults of NUMA balancing while they are counted. */
+	ASSERT_EQ(set_mempolicy(MPOL_LOCAL, NULL, 0), 0);
+	if (!read_only)
+		uffd = syscall(__NR_userfaultfd, O_CLOEXEC | UFFD_USER_MODE_ONLY);
+	if (uffd >= 0 && protect_range(uffd, r)) {
+		close(uffd);
+		uffd = -1;
+	}
+	if (!read_only && uffd < 0)
+		ksft_print_msg("no userfaultfd: protected pages are not tested\n");
+
+	ASSERT_EQ(mix_pages(self, r, uffd, read_only, states), 0);
+	for (i = 0; i < 2; i++) {
+		EXPECT_EQ(region_move(r, nodes[i], MPOL_MF_MOVE, 5), 0);
+		EXPECT_EQ(count_folios(&self->env, r), r->nr);
+		expect_states(_metadata, self, r, states);
+	}
+	expect_contents(_metadata, r);
+
+	/* What could be written still can, and nothing else. */
+	if (read_only)
+		ASSERT_EQ(mprotect(r->mem, r->nr * r->size,
+				   PROT_READ | PROT_WRITE), 0);
+	EXPECT_EQ(write_pages(r, WRITTEN), 0) {
+		TH_LOG("%zukB: pages are not exclusive any more",
+		       r->size >> 10);
+	}
+	EXPECT_EQ(write_pages(r, LEFT), count_kind(r, LEFT)) {
+		TH_LOG("%zukB: pages are exclusive that were not",
+		       r->size >> 10);
+	}
+	if (uffd >= 0)
+		close(uffd);
+	free(states);
+}
+
+static void pages_test(struct __test_metadata *_metadata,
+		       FIXTURE_DATA(folio_migrate) * self, bool read_only)
+{
+	struct region r;
+	int i, tested = 0;
+
+	for (i = 0; i < self->env.nr_sizes; i++) {
+		/* Not mapped by PMDs. */
+		if (self->env.sizes[i] == self->env.pmd_size ||
+		    self->env.sizes[i] < 2 * RUN * psize())
+			continue;
+		if (!region_alloc(&self->env, &r, self->env.sizes[i], 4))
+			continue;
+		check_pages(_metadata, self, &r, read_only);
+		region_free(&r);
+		tested++;
+	}
+	if (!tested)
+		SKIP(return, "no folios of any size");
+}
+
+TEST_F_TIMEOUT(folio_migrate, pages_keep_their_state, TIMEOUT)
+{
+	pages_test(_metadata, self, false);
+}
+
+TEST_F_TIMEOUT(folio_migrate, read_only_pages_keep_their_state, TIMEOUT)
+{
+	pages_test(_metadata, self, true);
+}
+
+/* What CPUs have not counted yet is counted before, so nothing is missing. */
+static long mlocked_bytes(FIXTURE_DATA(folio_migrate) * self)
+{
+	static char page = 1;
+	void *pages[] = { &page };
+	int nodes[] = { self->env.node1 }, status;
+	long mlocked = -1;
+	char line[64];
+	FILE *file;
+
+	/* move_pages() has all CPUs put folios where they belong. */
+	move_pages(0, 1, pages, nodes, &status, MPOL_MF_MOVE);
+	write_num("/proc/sys/vm/stat_refresh", 1);
+	file = fopen("/proc/vmstat", "r");
+	if (!file)
+		return -1;
+	while (fgets(line, sizeof(line), file))
+		if (sscanf(line, "nr_mlock %ld", &mlocked) == 1)
+			break;
+	fclose(file);
+	return mlocked * (long)psize();
+}
+
+/* Folios of which all pages are in memory that is locked stay out of reclaim. */
+TEST_F_TIMEOUT(folio_migrate, mlocked, TIMEOUT)
+{
+	int i, tested = 0;
+	struct region r;
+	long before;
+
+	for (i = 0; i < self->env.nr_sizes; i++) {
+		before = mlocked_bytes(self);
+		if (!region_alloc(&self->env, &r, self->env.sizes[i], 0))
+			continue;
+		ASSERT_EQ(mlock(r.mem, r.nr * r.size), 0);
+		EXPECT_EQ(mlocked_bytes(self) - before, r.nr * r.size);
+		EXPECT_EQ(region_move(&r, self->env.node2, MPOL_MF_MOVE, 5), 0);
+		EXPECT_EQ(mlocked_bytes(self) - before, r.nr * r.size) {
+			TH_LOG("%zukB: folios are not mlocked after migration",
+			       r.size >> 10);
+		}
+		region_free(&r);
+		EXPECT_EQ(mlocked_bytes(self), before);
 		tested++;
 	}
 	if (!tested)
@@ -602,8 +548,8 @@ TEST_F_TIMEOUT(folio_migrate, failed_by_pin, TIMEOUT)
 	if (gup_fd < 0)
 		SKIP(return, "no gup_test");
 
-	for (i = 0; i < self->nr_sizes; i++) {
-		if (!region_alloc(self, &r, self->sizes[i], 0))
+	for (i = 0; i < self->env.nr_sizes; i++) {
+		if (!region_alloc(&self->env, &r, self->env.sizes[i], 0))
 			continue;
 
 		half = r.mem + r.size / 2;
@@ -615,7 +561,7 @@ TEST_F_TIMEOUT(folio_migrate, failed_by_pin, TIMEOUT)
 		args.size = psize();
 		args.flags = PIN_LONGTERM_TEST_FLAG_USE_WRITE;
 		ASSERT_EQ(ioctl(gup_fd, PIN_LONGTERM_TEST_START, &args), 0);
-		EXPECT_GE(region_move(&r, self->node2, MPOL_MF_MOVE_ALL, 1), 1) {
+		EXPECT_GE(region_move(&r, self->env.node2, MPOL_MF_MOVE_ALL, 1), 1) {
 			TH_LOG("%zukB: a folio with a pinned page was moved",
 			       r.size >> 10);
 		}
@@ -643,8 +589,8 @@ TEST_F_TIMEOUT(folio_migrate, shared, TIMEOUT)
 	struct region r;
 	pid_t pid;
 
-	for (i = 0; i < self->nr_sizes; i++) {
-		if (!region_alloc(self, &r, self->sizes[i], 0))
+	for (i = 0; i < self->env.nr_sizes; i++) {
+		if (!region_alloc(&self->env, &r, self->env.sizes[i], 0))
 			continue;
 
 		pid = fork_child(fds);
@@ -675,12 +621,12 @@ TEST_F_TIMEOUT(folio_migrate, partially_mapped_before, TIMEOUT)
 	struct region r;
 	int i, tested = 0;
 
-	for (i = 0; i < self->nr_sizes; i++) {
-		if (!region_alloc(self, &r, self->sizes[i], 0))
+	for (i = 0; i < self->env.nr_sizes; i++) {
+		if (!region_alloc(&self->env, &r, self->env.sizes[i], 0))
 			continue;
 		ASSERT_EQ(region_drop(&r, false), 0);
 		expect_partially_mapped(_metadata, &r, "partial unmap");
-		EXPECT_EQ(region_move(&r, self->node2, MPOL_MF_MOVE, 5), 0);
+		EXPECT_EQ(region_move(&r, self->env.node2, MPOL_MF_MOVE, 5), 0);
 		expect_split(_metadata, &r, "migration");
 		region_free(&r);
 		tested++;
@@ -695,13 +641,13 @@ TEST_F_TIMEOUT(folio_migrate, partially_mapped_failed, TIMEOUT)
 	int fds[2], i, tested = 0;
 	struct region r;
 
-	for (i = 0; i < self->nr_sizes; i++) {
-		if (!region_alloc(self, &r, self->sizes[i], 0))
+	for (i = 0; i < self->env.nr_sizes; i++) {
+		if (!region_alloc(&self->env, &r, self->env.sizes[i], 0))
 			continue;
 
 		ASSERT_EQ(hold_folios(&r, fds), 0);
 		ASSERT_EQ(region_drop(&r, false), 0);
-		EXPECT_EQ(region_move(&r, self->node2, MPOL_MF_MOVE, 1), r.nr);
+		EXPECT_EQ(region_move(&r, self->env.node2, MPOL_MF_MOVE, 1), r.nr);
 		expect_partially_mapped(_metadata, &r, "a failed migration");
 		release_folios(fds);
 		expect_split(_metadata, &r, "a failed migration");
@@ -718,10 +664,10 @@ TEST_F_TIMEOUT(folio_migrate, partially_mapped_after, TIMEOUT)
 	struct region r;
 	int i, j, tested = 0;
 
-	for (i = 0; i < self->nr_sizes; i++) {
-		if (!region_alloc(self, &r, self->sizes[i], 0))
+	for (i = 0; i < self->env.nr_sizes; i++) {
+		if (!region_alloc(&self->env, &r, self->env.sizes[i], 0))
 			continue;
-		EXPECT_EQ(region_move(&r, self->node2, MPOL_MF_MOVE, 5), 0);
+		EXPECT_EQ(region_move(&r, self->env.node2, MPOL_MF_MOVE, 5), 0);
 		for (j = 0; j < r.nr; j++)
 			ASSERT_EQ(munmap(r.mem + j * r.size, r.size / 2), 0);
 		expect_partially_mapped(_metadata, &r, "partial unmap");
@@ -746,14 +692,14 @@ TEST_F_TIMEOUT(folio_migrate, partially_mapped_split, TIMEOUT)
 	int i, tries, tested = 0;
 
 	file = fopen("/sys/kernel/debug/split_huge_pages", "w");
-	if (!file || self->sizes[0] != size)
+	if (!file || self->env.sizes[0] != size)
 		SKIP(return, "cannot split to folios of %zukB", size >> 10);
 	setlinebuf(file);
 
-	for (i = 1; i < self->nr_sizes; i++) {
+	for (i = 1; i < self->env.nr_sizes; i++) {
 		nr_anon = read_stat(size, "nr_anon");
 		partially_mapped = read_stat(size, "nr_anon_partially_mapped");
-		if (!region_alloc(self, &r, self->sizes[i], 0))
+		if (!region_alloc(&self->env, &r, self->env.sizes[i], 0))
 			continue;
 		/* The last of the small ones is partially mapped. */
 		ASSERT_EQ(region_drop(&r, false), 0);
@@ -822,16 +768,16 @@ TEST_F_TIMEOUT(folio_migrate, accessed, TIMEOUT)
 	bool supported;
 	long len;
 
-	if (!self->pmd_size ||
-	    self->sizes[self->nr_sizes - 1] != self->pmd_size ||
-	    !region_alloc(self, &r, self->pmd_size, 0))
+	if (!self->env.pmd_size ||
+	    self->env.sizes[self->env.nr_sizes - 1] != self->env.pmd_size ||
+	    !region_alloc(&self->env, &r, self->env.pmd_size, 0))
 		SKIP(return, "no folios of PMD size");
 	len = r.nr * r.size;
 	ASSERT_GE(region_referenced(&r), len / 2) {
 		TH_LOG("%ld of %ld bytes count as accessed before migration",
 		       region_referenced(&r), len);
 	}
-	EXPECT_EQ(region_move(&r, self->node2, MPOL_MF_MOVE, 5), 0);
+	EXPECT_EQ(region_move(&r, self->env.node2, MPOL_MF_MOVE, 5), 0);
 	/* Of a PMD that was split, nothing can be learned about PMDs. */
 	ASSERT_EQ(read_stats(r.size).nr_anon, r.full.nr_anon);
 	/* Somebody may have a look at a few: reclaim, DAMON. */
@@ -840,11 +786,11 @@ TEST_F_TIMEOUT(folio_migrate, accessed, TIMEOUT)
 	if (!supported)
 		SKIP(return, "no accessed bits in migration entries");
 
-	for (i = 0; self->sizes[i] != self->pmd_size; i++) {
-		if (!region_alloc(self, &r, self->sizes[i], 0))
+	for (i = 0; self->env.sizes[i] != self->env.pmd_size; i++) {
+		if (!region_alloc(&self->env, &r, self->env.sizes[i], 0))
 			continue;
 		len = r.nr * r.size;
-		EXPECT_EQ(region_move(&r, self->node2, MPOL_MF_MOVE, 5), 0);
+		EXPECT_EQ(region_move(&r, self->env.node2, MPOL_MF_MOVE, 5), 0);
 		EXPECT_GE(region_referenced(&r), len / 2) {
 			TH_LOG("%zukB: only %ld of %ld bytes count as accessed after migration",
 			       r.size >> 10, region_referenced(&r), len);
@@ -876,7 +822,7 @@ static void *move_thread(void *arg)
 
 static bool not_mapped(FIXTURE_DATA(folio_migrate) * self, char *page)
 {
-	return pagemap_get_entry(self->pagemap_fd, page) & PM_SWAP;
+	return pagemap_get_entry(self->env.pagemap_fd, page) & PM_SWAP;
 }
 
 /*
@@ -899,14 +845,14 @@ static void drop_during(struct __test_metadata *_metadata,
 	bool entries;
 	char *half;
 
-	for (i = 0; i < self->nr_sizes; i++) {
+	for (i = 0; i < self->env.nr_sizes; i++) {
 		met = 0;
 		for (round = 0; round < MAX_ROUNDS; round++) {
-			struct mover m = { .r = &r, .node = self->node2 };
+			struct mover m = { .r = &r, .node = self->env.node2 };
 
 			if (met && round >= ROUNDS)
 				break;
-			if (!region_alloc(self, &r, self->sizes[i], 0))
+			if (!region_alloc(&self->env, &r, self->env.sizes[i], 0))
 				break;
 			if (fail)
 				ASSERT_EQ(hold_folios(&r, fds), 0);
@@ -936,11 +882,11 @@ static void drop_during(struct __test_metadata *_metadata,
 		}
 		if (met) {
 			ksft_print_msg("%zukB: dropped half of %d folios in migration\n",
-				       self->sizes[i] >> 10, met);
+				       self->env.sizes[i] >> 10, met);
 			tested++;
 		} else if (round) {
 			ksft_print_msg("%zukB: met no folio in migration: not tested\n",
-				       self->sizes[i] >> 10);
+				       self->env.sizes[i] >> 10);
 		}
 	}
 	/* A failure stays a failure. */

@@ -5,9 +5,9 @@
  * PMD-mapped THP of which another process maps only a part, and the count of
  * pages that cannot be mapped.
  *
- * A kernel that does not count the mappings of each page of a large folio
- * (CONFIG_NO_PAGE_MAPCOUNT) sets the bit for all pages of the folio or for
- * none: see Documentation/admin-guide/mm/pagemap.rst.
+ * A kernel that does not count the mappings of each page of a large folio sets
+ * the bit for all pages of the folio or for none, unless they were written since
+ * fork(): see Documentation/admin-guide/mm/pagemap.rst.
  */
 #define _GNU_SOURCE
 #include "kselftest_harness.h"
@@ -296,7 +296,7 @@ static bool start_child(FIXTURE_DATA(pagemap_exclusive) * self, keep_fn keep)
 /*
  * What does /proc/kpagecount have for a page that the child keeps, and for one
  * that it does not? The mappings of each page of a large folio are counted, or
- * (CONFIG_NO_PAGE_MAPCOUNT) all of its pages have one average.
+ * all of its pages have one average.
  */
 static bool counts_per_page(struct __test_metadata *_metadata,
 			    FIXTURE_DATA(pagemap_exclusive) * self,

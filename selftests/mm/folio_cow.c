@@ -1,0 +1,543 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * No process must see what another one writes to private memory after a fork(),
+ * however large the folios are that both of them map, and how they came to do so.
+ *
+ * Up to eight processes, each forked by another, do what they like to memory that
+ * consists of large folios: write to pages of it, give some back, have them
+ * swapped out, migrated, split, moved, merged, protected, or pinned, and come and
+ * go. Each knows what it has to find there, which nobody else has ever written:
+ * every write has a number of its own.
+ *
+ * It goes on for FOLIO_COW_SECONDS, and FOLIO_COW_SEED makes it take the same
+ * decisions again, if not at the same time. Both are environment variables.
+ */
+
+#include <errno.h>
+#include <sched.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <sys/ioctl.h>
+#include <time.h>
+
+#include "../../../../mm/gup_test.h"
+#include "folio_region.h"
+
+#define MAX_PROCESSES	8
+#define NR_FOLIOS	2
+#define SECONDS		20
+#define GUP_TEST	"/sys/kernel/debug/gup_test"
+#define SPLIT_HUGE_PAGES	"/sys/kernel/debug/split_huge_pages"
+
+/* Shared by all of them. */
+struct cow_state {
+	unsigned long ticket;	/* of the last write */
+	unsigned long forks;
+	unsigned long actions;
+	int processes;
+	time_t end;
+	bool stop;
+	bool failed;
+	char msg[256];
+};
+
+/* Of each process its own, copied by fork(). */
+struct cow_process {
+	struct cow_state *state;
+	struct folio_env *env;
+	struct region region;
+	char *spare;		/* where parts of the region are moved to, and back */
+	int pages;
+	unsigned long *expected;
+	unsigned int random;
+};
+
+static unsigned int next_random(struct cow_process *p, unsigned int limit)
+{
+	return rand_r(&p->random) % limit;
+}
+
+static void __printf(2, 3) __noreturn give_up(struct cow_process *p,
+					      const char *fmt, ...)
+{
+	va_list args;
+
+	if (!__atomic_exchange_n(&p->state->failed, true, __ATOMIC_SEQ_CST)) {
+		va_start(args, fmt);
+		vsnprintf(p->state->msg, sizeof(p->state->msg), fmt, args);
+		va_end(args);
+	}
+	__atomic_store_n(&p->state->stop, true, __ATOMIC_SEQ_CST);
+	_exit(KSFT_FAIL);
+}
+
+static unsigned long *first_word(struct cow_process *p, int page)
+{
+	return (unsigned long *)(p->region.mem + (size_t)page * psize());
+}
+
+static unsigned long *last_word(struct cow_process *p, int page)
+{
+	return first_word(p, page + 1) - 1;
+}
+
+static unsigned long new_ticket(struct cow_process *p)
+{
+	return __atomic_add_fetch(&p->state->ticket, 1, __ATOMIC_SEQ_CST);
+}
+
+/* Those that found something wrong have said so. */
+static void check_status(struct cow_state *state, int status)
+{
+	if (WIFEXITED(status))
+		return;
+	if (!__atomic_exchange_n(&state->failed, true, __ATOMIC_SEQ_CST))
+		snprintf(state->msg, sizeof(state->msg),
+			 "a process was killed by signal %d", WTERMSIG(status));
+	__atomic_store_n(&state->stop, true, __ATOMIC_SEQ_CST);
+}
+
+static void write_page(struct cow_process *p, int page)
+{
+	p->expected[page] = new_ticket(p);
+	*first_word(p, page) = p->expected[page];
+	*last_word(p, page) = p->expected[page];
+}
+
+static void check_page(struct cow_process *p, int page, const char *after)
+{
+	unsigned long first = *first_word(p, page), last = *last_word(p, page);
+
+	if (first != p->expected[page] || last != p->expected[page])
+		give_up(p, "%zukB: process %d, page %d after %s: %lu and %lu, not %lu",
+			p->region.size >> 10, getpid(), page, after, first, last,
+			p->expected[page]);
+}
+
+/* What actions are about: some pages, in one folio or in several. */
+struct cow_range {
+	int first, nr;
+	char *mem;
+	size_t len;
+};
+
+static struct cow_range random_range(struct cow_process *p)
+{
+	const int per_folio = p->pages / p->region.nr;
+	struct cow_range range;
+
+	range.first = next_random(p, p->pages);
+	range.nr = 1 + next_random(p, next_random(p, 2) ? per_folio : 4);
+	if (!next_random(p, 4)) {	/* a whole folio */
+		range.first -= range.first % per_folio;
+		range.nr = per_folio;
+	}
+	if (range.nr > p->pages - range.first)
+		range.nr = p->pages - range.first;
+	range.mem = (char *)first_word(p, range.first);
+	range.len = (size_t)range.nr * psize();
+	return range;
+}
+
+static void act_write(struct cow_process *p, struct cow_range *r)
+{
+	int i;
+
+	for (i = 0; i < r->nr; i++)
+		write_page(p, r->first + i);
+}
+
+/* The same to several pages, which KSM may merge then. */
+static void act_same(struct cow_process *p, struct cow_range *r)
+{
+	unsigned long ticket = new_ticket(p);
+	int i;
+
+	for (i = r->first; i < r->first + r->nr; i++) {
+		p->expected[i] = ticket;
+		*first_word(p, i) = ticket;
+		*last_word(p, i) = ticket;
+	}
+}
+
+static void act_read(struct cow_process *p, struct cow_range *r)
+{
+	int i;
+
+	for (i = 0; i < r->nr; i++)
+		check_page(p, r->first + i, "a while");
+}
+
+static void act_drop(struct cow_process *p, struct cow_range *r)
+{
+	int i;
+
+	if (madvise(r->mem, r->len, MADV_DONTNEED))
+		give_up(p, "MADV_DONTNEED: %s", strerror(errno));
+	for (i = 0; i < r->nr; i++)
+		p->expected[r->first + i] = 0;
+}
+
+static void act_pageout(struct cow_process *p, struct cow_range *r)
+{
+	madvise(r->mem, r->len, MADV_PAGEOUT);
+}
+
+static void act_migrate(struct cow_process *p, struct cow_range *r)
+{
+	int node = next_random(p, 2) ? p->env->node2 : p->env->node1;
+	void *page = r->mem;
+	int status;
+
+	if (node >= 0)
+		move_pages(0, 1, &page, &node, &status,
+			   next_random(p, 2) ? MPOL_MF_MOVE : MPOL_MF_MOVE_ALL);
+}
+
+/* Not before the end, as no folio becomes large again. */
+static void act_split(struct cow_process *p, struct cow_range *r)
+{
+	const time_t end = __atomic_load_n(&p->state->end, __ATOMIC_SEQ_CST);
+	int fd;
+
+	if (time(NULL) + 1 < end)
+		return;
+	fd = open(SPLIT_HUGE_PAGES, O_WRONLY);
+	if (fd < 0)
+		return;
+	dprintf(fd, "%d,0x%lx,0x%lx,0", getpid(), (unsigned long)r->mem,
+		(unsigned long)r->mem + r->len);
+	close(fd);
+}
+
+static void act_protect(struct cow_process *p, struct cow_range *r)
+{
+	if (mprotect(r->mem, r->len, PROT_READ))
+		give_up(p, "mprotect(): %s", strerror(errno));
+	act_read(p, r);
+	if (mprotect(r->mem, r->len, PROT_READ | PROT_WRITE))
+		give_up(p, "mprotect() back: %s", strerror(errno));
+}
+
+static void act_move(struct cow_process *p, struct cow_range *r)
+{
+	if (mremap(r->mem, r->len, r->len, MREMAP_MAYMOVE | MREMAP_FIXED,
+		   p->spare) != p->spare)
+		give_up(p, "mremap(): %s", strerror(errno));
+	/* Other pages than those around can be mapped by the same page table. */
+	FORCE_READ(*p->spare);
+	if (mremap(p->spare, r->len, r->len, MREMAP_MAYMOVE | MREMAP_FIXED,
+		   r->mem) != r->mem)
+		give_up(p, "mremap() back: %s", strerror(errno));
+}
+
+/* What is in a pipe stays what it was, or becomes what we write, nobody else. */
+static void act_splice(struct cow_process *p, struct cow_range *r)
+{
+	struct iovec iov = {
+		.iov_base = r->mem,
+		.iov_len = sizeof(unsigned long),
+	};
+	unsigned long old = p->expected[r->first], val;
+	int fds[2];
+
+	if (pipe(fds))
+		give_up(p, "pipe(): %s", strerror(errno));
+	if (vmsplice(fds[1], &iov, 1, 0) != sizeof(val))
+		give_up(p, "vmsplice(): %s", strerror(errno));
+	sched_yield();
+	if (next_random(p, 2))
+		write_page(p, r->first);
+	sched_yield();
+	if (read(fds[0], &val, sizeof(val)) != sizeof(val))
+		give_up(p, "read(): %s", strerror(errno));
+	if (val != old && val != p->expected[r->first])
+		give_up(p, "%zukB: process %d, page %d in a pipe: %lu, not %lu or %lu",
+			p->region.size >> 10, getpid(), r->first, val, old,
+			p->expected[r->first]);
+	close(fds[0]);
+	close(fds[1]);
+}
+
+/* Returns true in the child, which goes on like its parent, with other actions. */
+static bool fork_process(struct cow_process *p)
+{
+	struct cow_state *state = p->state;
+	unsigned long nth;
+	pid_t pid;
+
+	if (__atomic_add_fetch(&state->processes, 1, __ATOMIC_SEQ_CST) >
+	    MAX_PROCESSES) {
+		__atomic_sub_fetch(&state->processes, 1, __ATOMIC_SEQ_CST);
+		return false;
+	}
+	nth = __atomic_add_fetch(&state->forks, 1, __ATOMIC_SEQ_CST);
+	pid = fork();
+	if (!pid) {
+		p->random += 7919 * nth;
+		return true;
+	}
+	if (pid < 0) {
+		__atomic_sub_fetch(&state->processes, 1, __ATOMIC_SEQ_CST);
+		__atomic_sub_fetch(&state->forks, 1, __ATOMIC_SEQ_CST);
+		if (errno != EAGAIN && errno != ENOMEM)
+			give_up(p, "fork(): %s", strerror(errno));
+	}
+	return false;
+}
+
+static void act_fork(struct cow_process *p, struct cow_range *r)
+{
+	fork_process(p);
+}
+
+/*
+ * A page that is pinned for DMA is the one that is mapped for as long as it is,
+ * and no child gets it.
+ */
+static void act_pin(struct cow_process *p, struct cow_range *r)
+{
+	static unsigned long copy[(1 << 16) / sizeof(long)];
+	__u64 buf = (unsigned long)copy;
+	struct pin_longterm_test pin = {
+		.addr = (unsigned long)r->mem,
+		.size = psize(),
+		.flags = PIN_LONGTERM_TEST_FLAG_USE_WRITE |
+			 next_random(p, 2) * PIN_LONGTERM_TEST_FLAG_USE_FAST,
+	};
+	int fd = open(GUP_TEST, O_RDWR);
+	bool child = false;
+
+	if (fd < 0)
+		return;
+	if (!ioctl(fd, PIN_LONGTERM_TEST_START, &pin)) {
+		if (!next_random(p, 3))
+			child = fork_process(p);
+		sched_yield();
+		write_page(p, r->first);
+		sched_yield();
+		if (!child && ioctl(fd, PIN_LONGTERM_TEST_READ, &buf))
+			give_up(p, "reading pinned pages: %s", strerror(errno));
+		if (!child && copy[0] != p->expected[r->first])
+			give_up(p, "%zukB: process %d, page %d is pinned: %lu, not %lu",
+				p->region.size >> 10, getpid(), r->first, copy[0],
+				p->expected[r->first]);
+		if (!child)
+			ioctl(fd, PIN_LONGTERM_TEST_STOP);
+	}
+	close(fd);
+}
+
+static void __noreturn leave(struct cow_process *p)
+{
+	int i;
+
+	for (i = 0; i < p->pages; i++)
+		check_page(p, i, "all");
+	_exit(KSFT_PASS);
+}
+
+/* As long as there are others, who have what this one had. */
+static void act_exit(struct cow_process *p, struct cow_range *r)
+{
+	int *processes = &p->state->processes;
+	int now = __atomic_load_n(processes, __ATOMIC_SEQ_CST);
+
+	while (now > 1)
+		if (__atomic_compare_exchange_n(processes, &now, now - 1, false,
+						__ATOMIC_SEQ_CST,
+						__ATOMIC_SEQ_CST))
+			leave(p);
+}
+
+static const struct {
+	void (*act)(struct cow_process *p, struct cow_range *r);
+	int weight;
+} actions[] = {
+	{ act_write, 12 },
+	{ act_same, 2 },
+	{ act_read, 8 },
+	{ act_drop, 2 },
+	{ act_pageout, 2 },
+	{ act_migrate, 2 },
+	{ act_split, 2 },
+	{ act_protect, 1 },
+	{ act_move, 1 },
+	{ act_splice, 3 },
+	{ act_pin, 2 },
+	{ act_fork, 3 },
+	{ act_exit, 2 },
+};
+
+static void __noreturn be_process(struct cow_process *p)
+{
+	unsigned int i, which, sum = 0;
+	int status;
+
+	for (i = 0; i < ARRAY_SIZE(actions); i++)
+		sum += actions[i].weight;
+	/* Do not go on for ever if the test was killed. */
+	while (!__atomic_load_n(&p->state->stop, __ATOMIC_SEQ_CST) &&
+	       time(NULL) < p->state->end + 10) {
+		struct cow_range range = random_range(p);
+
+		which = next_random(p, sum);
+		for (i = 0; which >= actions[i].weight; i++)
+			which -= actions[i].weight;
+		__atomic_add_fetch(&p->state->actions, 1, __ATOMIC_SEQ_CST);
+		actions[i].act(p, &range);
+		while (waitpid(-1, &status, WNOHANG) > 0)
+			check_status(p->state, status);
+		if (!next_random(p, 16))
+			for (i = 0; i < p->pages; i++)
+				check_page(p, i, "some actions");
+	}
+	leave(p);
+}
+
+/* The first process: it allocates the memory, with its own eyes on it. */
+static void __noreturn be_first(struct cow_process *p, size_t size, int seconds)
+{
+	long long left;
+	size_t len;
+	int i;
+
+	p->env->pagemap_fd = open("/proc/self/pagemap", O_RDONLY);
+	/* Each of the processes may have a copy of its own, besides. */
+	if (numa_node_size64(p->env->node1, &left) < 0 ||
+	    left < (MAX_PROCESSES + 2LL) * NR_FOLIOS * size ||
+	    !region_alloc(p->env, &p->region, size, NR_FOLIOS)) {
+		ksft_print_msg("%zukB: not tested\n", size >> 10);
+		__atomic_store_n(&p->state->stop, true, __ATOMIC_SEQ_CST);
+		_exit(KSFT_SKIP);
+	}
+	__atomic_store_n(&p->state->end, time(NULL) + seconds, __ATOMIC_SEQ_CST);
+	len = p->region.nr * size;
+	p->pages = len / psize();
+	p->expected = calloc(p->pages, sizeof(*p->expected));
+	p->spare = mmap(NULL, len, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (!p->expected || p->spare == MAP_FAILED)
+		give_up(p, "no memory");
+	if (next_random(p, 2))
+		madvise(p->region.mem, len, MADV_MERGEABLE);
+	for (i = 0; i < p->pages; i++)
+		write_page(p, i);
+	be_process(p);
+}
+
+#define KSM_RUN		"/sys/kernel/mm/ksm/run"
+#define KSM_SLEEP	"/sys/kernel/mm/ksm/sleep_millisecs"
+
+static unsigned long ksm_run, ksm_sleep;
+static pid_t main_process;
+
+/* Restored by the process that saved them, however its children end. */
+static void restore_ksm(void)
+{
+	if (getpid() != main_process)
+		return;
+	write_num(KSM_RUN, ksm_run);
+	write_num(KSM_SLEEP, ksm_sleep);
+}
+
+static void __attribute__((constructor)) save_ksm(void)
+{
+	if (access(KSM_RUN, W_OK))
+		return;
+	main_process = getpid();
+	ksm_run = read_num(KSM_RUN);
+	ksm_sleep = read_num(KSM_SLEEP);
+	atexit(restore_ksm);
+}
+
+FIXTURE(folio_cow)
+{
+	struct folio_env env;
+	bool ksm;
+};
+
+FIXTURE_SETUP(folio_cow)
+{
+	const char *why = folio_env_init(&self->env);
+
+	if (why)
+		SKIP(return, "%s", why);
+	/* Those whose parents are gone are waited for as well. */
+	ASSERT_EQ(prctl(PR_SET_CHILD_SUBREAPER, 1), 0);
+	self->ksm = !access(KSM_RUN, W_OK);
+	if (self->ksm) {
+		write_num(KSM_SLEEP, 5);
+		write_num(KSM_RUN, 1);
+	}
+}
+
+FIXTURE_TEARDOWN(folio_cow)
+{
+	thp_restore_settings();
+}
+
+static long env_number(const char *name, long otherwise)
+{
+	const char *val = getenv(name);
+
+	return val ? atol(val) : otherwise;
+}
+
+TEST_F_TIMEOUT(folio_cow, random, 3600)
+{
+	const long seconds = env_number("FOLIO_COW_SECONDS", SECONDS);
+	const long seed = env_number("FOLIO_COW_SEED", time(NULL));
+	struct cow_process process = { .env = &self->env };
+	struct cow_state *state;
+	int i, status, tested = 0;
+	pid_t pid;
+
+	TH_LOG("FOLIO_COW_SEED=%ld", seed);
+	if (access(GUP_TEST, W_OK))
+		ksft_print_msg("no gup_test: pages are not pinned\n");
+	if (!self->ksm)
+		ksft_print_msg("no KSM: pages are not merged\n");
+	state = mmap(NULL, psize(), PROT_READ | PROT_WRITE,
+		     MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	ASSERT_NE(state, MAP_FAILED);
+	process.state = state;
+
+	for (i = 0; i < self->env.nr_sizes && !state->failed; i++) {
+		memset(state, 0, sizeof(*state));
+		state->processes = 1;
+		/* Until it knows better, which takes no more than some seconds. */
+		state->end = time(NULL) + 600;
+		process.random = seed + i;
+		pid = fork();
+		ASSERT_GE(pid, 0);
+		if (!pid)
+			be_first(&process, self->env.sizes[i],
+				 1 + seconds / self->env.nr_sizes);
+
+		while (time(NULL) < __atomic_load_n(&state->end, __ATOMIC_SEQ_CST) &&
+		       !__atomic_load_n(&state->stop, __ATOMIC_SEQ_CST)) {
+			while (waitpid(-1, &status, WNOHANG) > 0)
+				check_status(state, status);
+			usleep(1000 * 20);
+		}
+		__atomic_store_n(&state->stop, true, __ATOMIC_SEQ_CST);
+		while (waitpid(-1, &status, 0) > 0)
+			check_status(state, status);
+		EXPECT_FALSE(state->failed) {
+			TH_LOG("%s", state->msg);
+		}
+		if (!state->ticket)
+			continue;
+		TH_LOG("%zukB: %lu writes, %lu actions, %lu forks",
+		       self->env.sizes[i] >> 10, state->ticket, state->actions,
+		       state->forks);
+		EXPECT_GT(state->forks, 0);
+		tested++;
+	}
+	munmap(state, psize());
+	if (!tested)
+		SKIP(return, "no folios of any size");
+}
+
+TEST_HARNESS_MAIN

@@ -1,0 +1,629 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * A large folio is mapped by so many page table entries at most: see "Limit of
+ * mappings" in Documentation/mm/transhuge.rst. Lower the limit, which kernels
+ * with CONFIG_DEBUG_VM have in debugfs, to what two mappings of one folio need,
+ * and see what comes of the third one.
+ *
+ * The limit is that of all folios in the system. Others who map the same large
+ * folio of a file, or share anonymous ones, may get SIGBUS for a moment.
+ */
+
+#include <errno.h>
+#include <linux/io_uring.h>
+#include <linux/userfaultfd.h>
+#include <pthread.h>
+#include <setjmp.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <sys/ioctl.h>
+#include <sys/syscall.h>
+
+#include "folio_region.h"
+
+#define LIMIT_FILE	"/sys/kernel/debug/folio_map_limit"
+#define TIMEOUT		300
+#define NOBODY		65534
+#define CODE_OFFSET	64
+#define CODE_LEN	64	/* at least */
+
+/* Written to the file, to be executed from there: must not need anything else. */
+static int answer(void)
+{
+	return 42;
+}
+
+static unsigned long saved_limit;
+
+static void restore_limit(void)
+{
+	write_num(LIMIT_FILE, saved_limit);
+}
+
+/* Restored when the harness exits, however its children ended. */
+static void __attribute__((constructor)) save_limit(void)
+{
+	if (access(LIMIT_FILE, W_OK))
+		return;
+	saved_limit = read_num(LIMIT_FILE);
+	atexit(restore_limit);
+}
+
+static void set_limit(long pages)
+{
+	write_num(LIMIT_FILE, pages);
+}
+
+/* Returns why tests have to be skipped, or NULL. */
+static const char *limit_init(struct folio_env *env)
+{
+	const char *why = folio_env_init(env);
+
+	if (!why && !saved_limit)
+		why = "needs debugfs, and a kernel with CONFIG_DEBUG_VM";
+	return why;
+}
+
+FIXTURE(map_limit)
+{
+	struct folio_env env;
+	size_t size;
+	long pages;
+	int fd;
+	/* Two mappings of all of the folio */
+	char *mem[2];
+};
+
+/* Map the folio at an address that a PMD can map. */
+static char *map_file_aligned(FIXTURE_DATA(map_limit) * self, int fd, int prot,
+			      int flags)
+{
+	const size_t size = self->size;
+	char *arena, *mem;
+
+	arena = mmap(NULL, 3 * size, PROT_NONE,
+		     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (arena == MAP_FAILED)
+		return arena;
+	/* No VMA that it could be merged with is next to it. */
+	mem = align_up(arena + 1, size);
+	return mmap(mem, size, prot, flags | MAP_FIXED, fd, 0);
+}
+
+/* Map the folio where it is mapped by PTEs. */
+static char *map_file(FIXTURE_DATA(map_limit) * self, int prot, int flags)
+{
+	char *mem = map_file_aligned(self, self->fd, prot, flags);
+
+	if (mem != MAP_FAILED && madvise(mem, self->size, MADV_NOHUGEPAGE))
+		return MAP_FAILED;
+	return mem;
+}
+
+static char file_byte(long page)
+{
+	return page % 255 + 1;
+}
+
+/* A large folio of a file, mapped twice, which is the limit */
+FIXTURE_SETUP(map_limit)
+{
+	const char *why = limit_init(&self->env);
+	char *p;
+	long i;
+	int n;
+
+	self->fd = -1;
+	if (why)
+		SKIP(return, "%s", why);
+
+	self->size = self->env.pmd_size;
+	self->pages = self->size / psize();
+	self->fd = shmem_folios(1, self->size);
+	if (self->fd < 0)
+		SKIP(return, "no file of a large folio");
+	for (n = 0; n < 2; n++) {
+		self->mem[n] = map_file(self, PROT_READ | PROT_WRITE, MAP_SHARED);
+		ASSERT_NE(self->mem[n], MAP_FAILED);
+		for (i = 0; i < self->pages; i++) {
+			p = self->mem[n] + i * psize();
+			*p = file_byte(i);
+		}
+	}
+	memcpy(self->mem[0] + CODE_OFFSET, answer, CODE_LEN);
+	if (!maps_large_folio(&self->env, self->mem[0]))
+		SKIP(return, "no large folios of shmem");
+	set_limit(2 * self->pages);
+}
+
+FIXTURE_TEARDOWN(map_limit)
+{
+	if (saved_limit)
+		restore_limit();
+	thp_restore_settings();
+	if (self->fd >= 0)
+		close(self->fd);
+}
+
+static sigjmp_buf bus_env;
+
+static void on_bus_error(int sig)
+{
+	siglongjmp(bus_env, 1);
+}
+
+/* Does the access get SIGBUS? */
+static bool bus_error(char *p, bool write)
+{
+	bool error = true;
+
+	signal(SIGBUS, on_bus_error);
+	if (!sigsetjmp(bus_env, 1)) {
+		if (write)
+			__atomic_fetch_add(p, 0, __ATOMIC_SEQ_CST);
+		else
+			FORCE_READ(*p);
+		error = false;
+	}
+	signal(SIGBUS, SIG_DFL);
+	return error;
+}
+
+/* How many pages do not have what was written to the file? */
+static long wrong_pages(FIXTURE_DATA(map_limit) * self, char *mem)
+{
+	long i, wrong = 0;
+
+	for (i = 0; i < self->pages; i++)
+		wrong += mem[i * psize()] != file_byte(i);
+	return wrong;
+}
+
+/* How many of the pages that are mapped are not those of the file? */
+static long copied_pages(FIXTURE_DATA(map_limit) * self, int pagemap, char *mem)
+{
+	long i, copied = 0;
+	uint64_t entry;
+
+	for (i = 0; i < self->pages; i++) {
+		entry = pagemap_get_entry(pagemap, mem + i * psize());
+		copied += (entry & PM_PRESENT) && !(entry & PM_FILE);
+	}
+	return copied;
+}
+
+static long present_pages(FIXTURE_DATA(map_limit) * self, int pagemap, char *mem)
+{
+	long i, present = 0;
+
+	for (i = 0; i < self->pages; i++)
+		if (pagemap_get_entry(pagemap, mem + i * psize()) & PM_PRESENT)
+			present++;
+	return present;
+}
+
+/* Wait for a child that exits with the number of what is wrong, and log it. */
+static int child_failed(pid_t pid, const char *const *what)
+{
+	int status;
+
+	if (pid < 0 || waitpid(pid, &status, 0) != pid || !WIFEXITED(status))
+		return -1;
+	status = WEXITSTATUS(status);
+	if (status)
+		ksft_print_msg("the child: %s\n", what[status - 1]);
+	return status;
+}
+
+static void check_shared(struct __test_metadata *_metadata,
+			 FIXTURE_DATA(map_limit) * self, char *mem)
+{
+	ASSERT_NE(mem, MAP_FAILED);
+	EXPECT_TRUE(bus_error(mem, false));
+	EXPECT_TRUE(bus_error(mem + self->size - psize(), false));
+	/* Who maps it already keeps it. */
+	EXPECT_FALSE(bus_error(self->mem[0], true));
+	EXPECT_EQ(wrong_pages(self, self->mem[1]), 0);
+
+	/* One page less is mapped: that one may be mapped. */
+	ASSERT_EQ(munmap(self->mem[1], psize()), 0);
+	EXPECT_FALSE(bus_error(mem, false));
+
+	ASSERT_EQ(munmap(self->mem[1] + psize(), self->size - psize()), 0);
+	EXPECT_EQ(wrong_pages(self, mem), 0);
+}
+
+TEST_F_TIMEOUT(map_limit, shared, TIMEOUT)
+{
+	check_shared(_metadata, self,
+		     map_file(self, PROT_READ | PROT_WRITE, MAP_SHARED));
+}
+
+/* By a PMD, if it were not for the limit */
+TEST_F_TIMEOUT(map_limit, shared_pmd, TIMEOUT)
+{
+	check_shared(_metadata, self,
+		     map_file_aligned(self, self->fd, PROT_READ | PROT_WRITE,
+				      MAP_SHARED));
+}
+
+TEST_F_TIMEOUT(map_limit, shared_write, TIMEOUT)
+{
+	char *mem = map_file(self, PROT_READ | PROT_WRITE, MAP_SHARED);
+
+	ASSERT_NE(mem, MAP_FAILED);
+	EXPECT_TRUE(bus_error(mem, true));
+	ASSERT_EQ(munmap(self->mem[1], self->size), 0);
+	EXPECT_FALSE(bus_error(mem, true));
+}
+
+TEST_F_TIMEOUT(map_limit, shared_read_only, TIMEOUT)
+{
+	char path[64];
+	int fd;
+
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", self->fd);
+	fd = open(path, O_RDONLY);
+	ASSERT_GE(fd, 0);
+	check_shared(_metadata, self,
+		     map_file_aligned(self, fd, PROT_READ, MAP_SHARED));
+	close(fd);
+}
+
+/* Another user reads, executes and writes what is in the file. */
+TEST_F_TIMEOUT(map_limit, private, TIMEOUT)
+{
+	static const char *const what[] = {
+		"no mapping", "cannot become another user",
+		"a wrong answer", "wrong contents", "mapped what is in the file",
+		"not all pages are there", "cannot write",
+	};
+	int pagemap;
+	char *mem;
+	pid_t pid;
+
+	pid = fork();
+	if (!pid) {
+		pagemap = open("/proc/self/pagemap", O_RDONLY);
+		mem = map_file(self, PROT_READ | PROT_WRITE | PROT_EXEC,
+			       MAP_PRIVATE);
+		if (pagemap < 0 || mem == MAP_FAILED)
+			_exit(1);
+		if (setgid(NOBODY) || setuid(NOBODY))
+			_exit(2);
+		if (((int (*)(void))(mem + CODE_OFFSET))() != answer())
+			_exit(3);
+		if (wrong_pages(self, mem))
+			_exit(4);
+		if (copied_pages(self, pagemap, mem) != self->pages)
+			_exit(5);
+		if (present_pages(self, pagemap, mem) != self->pages)
+			_exit(6);
+		mem[0]++;
+		mem[self->size - psize()]++;
+		if (wrong_pages(self, mem) != 2)
+			_exit(7);
+		_exit(0);
+	}
+	ASSERT_EQ(child_failed(pid, what), 0);
+	EXPECT_EQ(wrong_pages(self, self->mem[0]), 0);
+}
+
+/* The child of one that has written to a page of a private mapping */
+TEST_F_TIMEOUT(map_limit, fork_private, TIMEOUT)
+{
+	static const char *const what[] = {
+		"more is mapped than could be", "wrong contents",
+		"mapped what is in the file",
+	};
+	int pagemap;
+	char *mem;
+	pid_t pid;
+
+	ASSERT_EQ(munmap(self->mem[1], self->size), 0);
+	mem = map_file(self, PROT_READ | PROT_WRITE, MAP_PRIVATE);
+	ASSERT_NE(mem, MAP_FAILED);
+	mem[0] = file_byte(0);
+	ASSERT_EQ(wrong_pages(self, mem), 0);
+	ASSERT_EQ(copied_pages(self, self->env.pagemap_fd, mem), 1);
+	/* One of them is another page. */
+	set_limit(2 * self->pages - 1);
+
+	pid = fork();
+	if (!pid) {
+		pagemap = open("/proc/self/pagemap", O_RDONLY);
+		if (present_pages(self, pagemap, mem) != 1)
+			_exit(1);
+		if (wrong_pages(self, mem))
+			_exit(2);
+		if (copied_pages(self, pagemap, mem) != self->pages)
+			_exit(3);
+		_exit(0);
+	}
+	EXPECT_EQ(child_failed(pid, what), 0);
+	EXPECT_EQ(present_pages(self, self->env.pagemap_fd, mem), self->pages);
+	EXPECT_EQ(wrong_pages(self, mem), 0);
+}
+
+/* A userfaultfd of the mapping, or -1 */
+static int open_userfaultfd(FIXTURE_DATA(map_limit) * self, char *mem,
+			    __u64 features, __u64 mode)
+{
+	struct uffdio_api api = { .api = UFFD_API, .features = features };
+	struct uffdio_register reg = {
+		.range = { .start = (unsigned long)mem, .len = self->size },
+		.mode = mode,
+	};
+	int fd = syscall(__NR_userfaultfd, O_CLOEXEC);
+
+	if (fd < 0 || ioctl(fd, UFFDIO_API, &api) ||
+	    ioctl(fd, UFFDIO_REGISTER, &reg)) {
+		close(fd);
+		return -1;
+	}
+	return fd;
+}
+
+static void *read_fork_event(void *arg)
+{
+	struct uffd_msg msg;
+	int fd = *(int *)arg;
+
+	if (read(fd, &msg, sizeof(msg)) != sizeof(msg) ||
+	    msg.event != UFFD_EVENT_FORK)
+		return NULL;
+	return (void *)(long)msg.arg.fork.ufd;
+}
+
+/* The child has to know which pages a userfaultfd protects. */
+TEST_F_TIMEOUT(map_limit, fork_protected, TIMEOUT)
+{
+	static const char *const what[] = {
+		"a page is mapped", "a page is not protected any more",
+	};
+	struct uffdio_writeprotect wp = {
+		.range = { .start = (unsigned long)self->mem[0],
+			   .len = self->size / 2 },
+		.mode = UFFDIO_WRITEPROTECT_MODE_WP,
+	};
+	int uffd, pagemap;
+	pthread_t thread;
+	void *child_uffd;
+	uint64_t entry;
+	pid_t pid;
+	long i;
+
+	uffd = open_userfaultfd(self, self->mem[0], UFFD_FEATURE_EVENT_FORK |
+				UFFD_FEATURE_PAGEFAULT_FLAG_WP |
+				UFFD_FEATURE_WP_HUGETLBFS_SHMEM,
+				UFFDIO_REGISTER_MODE_WP);
+	if (uffd < 0)
+		SKIP(return, "no userfaultfd that protects files");
+	ASSERT_EQ(ioctl(uffd, UFFDIO_WRITEPROTECT, &wp), 0);
+	ASSERT_EQ(pthread_create(&thread, NULL, read_fork_event, &uffd), 0);
+
+	pid = fork();
+	if (!pid) {
+		pagemap = open("/proc/self/pagemap", O_RDONLY);
+		for (i = 0; i < self->pages; i++) {
+			entry = pagemap_get_entry(pagemap, self->mem[0] +
+						  i * psize());
+			if (entry & PM_PRESENT)
+				_exit(1);
+			if (!!(entry & PM_UFFD_WP) != (i < self->pages / 2))
+				_exit(2);
+		}
+		_exit(0);
+	}
+	ASSERT_GT(pid, 0);
+	pthread_join(thread, &child_uffd);
+	EXPECT_NE(child_uffd, NULL);
+	EXPECT_EQ(child_failed(pid, what), 0);
+	close((long)child_uffd);
+	close(uffd);
+}
+
+/* A monitor of minor faults is told that it cannot map the page. */
+TEST_F_TIMEOUT(map_limit, uffdio_continue, TIMEOUT)
+{
+	struct uffdio_continue cont = {};
+	char *mem;
+	int uffd;
+
+	mem = map_file(self, PROT_READ | PROT_WRITE, MAP_SHARED);
+	ASSERT_NE(mem, MAP_FAILED);
+	uffd = open_userfaultfd(self, mem, UFFD_FEATURE_MINOR_SHMEM,
+				UFFDIO_REGISTER_MODE_MINOR);
+	if (uffd < 0)
+		SKIP(return, "no userfaultfd that has minor faults");
+	cont.range.start = (unsigned long)mem;
+	cont.range.len = 2 * psize();
+	EXPECT_EQ(ioctl(uffd, UFFDIO_CONTINUE, &cont), -1);
+	EXPECT_EQ(errno, EOVERFLOW);
+	EXPECT_EQ(cont.mapped, -EOVERFLOW);
+	EXPECT_EQ(present_pages(self, self->env.pagemap_fd, mem), 0);
+
+	/* One page can be mapped, but two cannot. */
+	ASSERT_EQ(munmap(self->mem[1], psize()), 0);
+	EXPECT_EQ(ioctl(uffd, UFFDIO_CONTINUE, &cont), -1);
+	EXPECT_EQ(errno, EAGAIN);
+	EXPECT_EQ(cont.mapped, psize());
+	EXPECT_EQ(present_pages(self, self->env.pagemap_fd, mem), 1);
+	close(uffd);
+}
+
+/* Anonymous folios, and what else needs no file */
+FIXTURE(map_limit_other)
+{
+	struct folio_env env;
+};
+
+FIXTURE_SETUP(map_limit_other)
+{
+	const char *why = limit_init(&self->env);
+
+	if (why)
+		SKIP(return, "%s", why);
+}
+
+FIXTURE_TEARDOWN(map_limit_other)
+{
+	if (saved_limit)
+		restore_limit();
+	thp_restore_settings();
+}
+
+/* The child gets pages of its own, of folios of all sizes. */
+TEST_F_TIMEOUT(map_limit_other, fork_anon, TIMEOUT)
+{
+	static const char *const what[] = {
+		"wrong contents", "shares pages with its parent",
+	};
+	int i, n, pagemap, tested = 0;
+	unsigned long *pfns;
+	struct region r;
+	pid_t pid;
+	char *p;
+
+	for (i = 0; i < self->env.nr_sizes; i++) {
+		if (!region_alloc(&self->env, &r, self->env.sizes[i], 0))
+			continue;
+		pfns = calloc(r.nr * r.size / psize(), sizeof(*pfns));
+		ASSERT_NE(pfns, NULL);
+		for (n = 0; n < r.nr * r.size / psize(); n++)
+			pfns[n] = pagemap_get_pfn(self->env.pagemap_fd,
+						  r.mem + n * psize());
+		set_limit(r.size / psize());
+		pid = fork();
+		if (!pid) {
+			pagemap = open("/proc/self/pagemap", O_RDONLY);
+			for (n = 0; n < r.nr * r.size / psize(); n++) {
+				p = r.mem + n * psize();
+				if (*p != pattern(&r, p))
+					_exit(1);
+				if (pagemap_get_pfn(pagemap, p) == pfns[n])
+					_exit(2);
+				*p = 0;
+			}
+			_exit(0);
+		}
+		EXPECT_EQ(child_failed(pid, what), 0);
+		expect_contents(_metadata, &r);
+		restore_limit();
+		region_free(&r);
+		free(pfns);
+		tested++;
+	}
+	if (!tested)
+		SKIP(return, "no folios of any size");
+}
+
+/* What comes back from the swap cache while another process maps it */
+TEST_F_TIMEOUT(map_limit_other, swap_in, TIMEOUT)
+{
+	static const char *const what[] = {
+		"no SIGBUS, but the page is mapped", "wrong contents",
+	};
+	int i, n, status, tested = 0;
+	struct region r;
+	bool swapped;
+	pid_t pid;
+
+	for (i = 0; i < self->env.nr_sizes; i++) {
+		if (!region_alloc(&self->env, &r, self->env.sizes[i], 2))
+			continue;
+		/* They are in the swap cache while they are written, and then. */
+		ASSERT_EQ(madvise(r.mem, r.nr * r.size, MADV_PAGEOUT), 0);
+		set_limit(r.size / psize());
+		pid = fork();
+		if (!pid) {
+			prctl(PR_SET_PDEATHSIG, SIGKILL);
+			/* Until the parent has mapped them */
+			raise(SIGSTOP);
+			for (n = 0; n < r.nr; n++)
+				if (!bus_error(r.mem + n * r.size, false))
+					_exit(1);
+			/* Until nobody maps them any more */
+			raise(SIGSTOP);
+			for (n = 0; n < r.nr; n++)
+				if (r.mem[n * r.size] !=
+				    pattern(&r, r.mem + n * r.size))
+					_exit(2);
+			_exit(0);
+		}
+		ASSERT_GT(pid, 0);
+		ASSERT_EQ(waitpid(pid, &status, WUNTRACED), pid);
+		swapped = pagemap_is_swapped(self->env.pagemap_fd, r.mem);
+		expect_contents(_metadata, &r);
+		if (!swapped || count_folios(&self->env, &r) != r.nr) {
+			ksft_print_msg("%zukB: %s: not tested\n", r.size >> 10,
+				       swapped ? "not in the swap cache" :
+				       "not swapped out");
+			kill(pid, SIGKILL);
+			waitpid(pid, &status, 0);
+			goto next;
+		}
+		ASSERT_EQ(kill(pid, SIGCONT), 0);
+		ASSERT_EQ(waitpid(pid, &status, WUNTRACED), pid);
+		ASSERT_TRUE(WIFSTOPPED(status)) {
+			TH_LOG("%zukB: no SIGBUS", r.size >> 10);
+		}
+		ASSERT_EQ(madvise(r.mem, r.nr * r.size, MADV_DONTNEED), 0);
+		ASSERT_EQ(kill(pid, SIGCONT), 0);
+		EXPECT_EQ(child_failed(pid, what), 0) {
+			TH_LOG("%zukB", r.size >> 10);
+		}
+		tested++;
+next:
+		restore_limit();
+		region_free(&r);
+	}
+	if (!tested)
+		SKIP(return, "nothing came from the swap cache: no swap?");
+}
+
+/* A driver's memory, which no fault brings back: the ring of an io_uring */
+TEST_F_TIMEOUT(map_limit_other, driver, TIMEOUT)
+{
+	struct io_uring_params params = {};
+	char *mem, *second;
+	uint64_t flags;
+	size_t len;
+	pid_t pid;
+	int fd;
+
+	fd = syscall(__NR_io_uring_setup, 4096, &params);
+	if (fd < 0)
+		SKIP(return, "no io_uring");
+	len = params.sq_entries * sizeof(struct io_uring_sqe);
+	mem = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE,
+		   fd, IORING_OFF_SQES);
+	ASSERT_NE(mem, MAP_FAILED);
+	if (pageflags_get(pagemap_get_pfn(self->env.pagemap_fd, mem),
+			  self->env.kpageflags_fd, &flags) ||
+	    !(flags & KPF_COMPOUND_HEAD))
+		SKIP(return, "the ring is not in one large folio");
+
+	set_limit(len / psize());
+	second = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_SHARED, fd,
+		      IORING_OFF_SQES);
+	EXPECT_EQ(second, MAP_FAILED);
+	EXPECT_EQ(errno, EOVERFLOW);
+	pid = fork();
+	if (!pid)
+		_exit(0);
+	EXPECT_EQ(pid, -1);
+	EXPECT_EQ(errno, ENOMEM);
+
+	restore_limit();
+	second = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_SHARED, fd,
+		      IORING_OFF_SQES);
+	EXPECT_NE(second, MAP_FAILED);
+	pid = fork();
+	if (!pid)
+		_exit(0);
+	EXPECT_EQ(child_failed(pid, NULL), 0);
+	close(fd);
+}
+
+TEST_HARNESS_MAIN

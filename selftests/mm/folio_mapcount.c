@@ -1,0 +1,709 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * How large folios are mapped: how many of their pages count as mapped, and
+ * whether a process that is left alone with a folio may write to it in place.
+ */
+
+#include <limits.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <sys/syscall.h>
+#include <time.h>
+
+#include "cgroup_util.h"
+#include "folio_region.h"
+
+#define TIMEOUT		900
+
+/* What the processes of a test need besides, and what their children do */
+#define SLACK		8
+#define CHILD_SLACK	64
+
+FIXTURE(statistics)
+{
+	struct folio_env env;
+	char root[PATH_MAX];
+	char *cgroup;
+};
+
+FIXTURE_SETUP(statistics)
+{
+	const char *why = folio_env_init(&self->env);
+	char name[64];
+
+	if (why)
+		SKIP(return, "%s", why);
+	/* What others do in the system is not to be counted. */
+	if (cg_find_unified_root(self->root, sizeof(self->root), NULL) ||
+	    cg_read_strstr(self->root, "cgroup.controllers", "memory") ||
+	    (cg_read_strstr(self->root, "cgroup.subtree_control", "memory") &&
+	     cg_write(self->root, "cgroup.subtree_control", "+memory")))
+		SKIP(return, "no control groups of memory");
+	snprintf(name, sizeof(name), "folio_mapcount_%d", getpid());
+	self->cgroup = cg_name(self->root, name);
+	ASSERT_NE(self->cgroup, NULL);
+	ASSERT_EQ(cg_create(self->cgroup), 0);
+	ASSERT_EQ(cg_enter_current(self->cgroup), 0);
+}
+
+FIXTURE_TEARDOWN(statistics)
+{
+	if (self->cgroup) {
+		cg_enter_current(self->root);
+		cg_destroy(self->cgroup);
+		free(self->cgroup);
+	}
+	thp_restore_settings();
+}
+
+static long read_pages(FIXTURE_DATA(statistics) * self, const char *key)
+{
+	return cg_read_key_long(self->cgroup, "memory.stat", key) /
+	       (long)psize();
+}
+
+/*
+ * Is it @pages more than @before? The numbers of a group may be some seconds old.
+ * Logs if it is not.
+ */
+static bool counts(FIXTURE_DATA(statistics) * self, const char *key,
+		   long before, long pages, long slack, size_t size,
+		   const char *when)
+{
+	long now = 0;
+	int i;
+
+	for (i = 0; i < 100; i++) {
+		now = read_pages(self, key) - before;
+		if (labs(now - pages) <= slack)
+			return true;
+		usleep(1000 * 50);
+	}
+	ksft_print_msg("%zukB: %s is %ld pages, not %ld, %s\n", size >> 10,
+		       key, now, pages, when);
+	return false;
+}
+
+static int region_pages(struct region *r)
+{
+	return r->nr * r->size / psize();
+}
+
+/* Pages of anonymous folios count as long as they are mapped, and no longer. */
+TEST_F_TIMEOUT(statistics, anon, TIMEOUT)
+{
+	const char *key = "anon ";
+	int i, j, tested = 0;
+	struct region r;
+
+	for (i = 0; i < self->env.nr_sizes; i++) {
+		const size_t size = self->env.sizes[i];
+		long before = read_pages(self, key), pages;
+
+		/* One page of each folio must make a difference. */
+		if (size < 16 * psize())
+			continue;
+		if (!region_alloc(&self->env, &r, size, 0))
+			continue;
+		pages = region_pages(&r);
+		EXPECT_TRUE(counts(self, key, before, pages, SLACK, size,
+				   "when all are mapped"));
+
+		/* The second half of each of them, then all but the first page. */
+		ASSERT_EQ(region_drop(&r, true), 0);
+		EXPECT_TRUE(counts(self, key, before, pages / 2, SLACK, size,
+				   "when a half is mapped"));
+		for (j = 0; j < r.nr; j++)
+			ASSERT_EQ(madvise(r.mem + j * size + psize(),
+					  size - psize(), MADV_DONTNEED), 0);
+		EXPECT_TRUE(counts(self, key, before, r.nr, SLACK, size,
+				   "when one of each folio is mapped"));
+		region_free(&r);
+		EXPECT_TRUE(counts(self, key, before, 0, SLACK, size,
+				   "when none is mapped"));
+		tested++;
+	}
+	if (!tested)
+		SKIP(return, "no folios of any size");
+}
+
+/* What two processes map does not count twice, and counts until the last one. */
+TEST_F_TIMEOUT(statistics, anon_shared, TIMEOUT)
+{
+	const char *key = "anon ";
+	int i, fds[2], tested = 0;
+	struct region r;
+	pid_t pid;
+
+	for (i = 0; i < self->env.nr_sizes; i++) {
+		const size_t size = self->env.sizes[i];
+		long before = read_pages(self, key), pages;
+
+		if (size < 64 * psize())
+			continue;
+		if (!region_alloc(&self->env, &r, size, 0))
+			continue;
+		pages = region_pages(&r);
+		/* The child does not get the second half of the folios. */
+		ASSERT_EQ(madvise(r.mem + r.nr / 2 * size, r.nr / 2 * size,
+				  MADV_DONTFORK), 0);
+		pid = fork_child(fds);
+		ASSERT_GT(pid, 0);
+		EXPECT_TRUE(counts(self, key, before, pages, CHILD_SLACK, size,
+				   "when a child maps them, too"));
+		region_free(&r);
+		EXPECT_TRUE(counts(self, key, before, pages / 2, CHILD_SLACK,
+				   size, "when only the child maps them"));
+		ASSERT_TRUE(end_child(pid, fds));
+		EXPECT_TRUE(counts(self, key, before, 0, SLACK, size,
+				   "when the child is gone"));
+		tested++;
+	}
+	if (!tested)
+		SKIP(return, "no folios of any size");
+}
+
+/* fork() of folios of which a half is mapped, and exit, change nothing. */
+TEST_F_TIMEOUT(statistics, anon_half_shared, TIMEOUT)
+{
+	const char *key = "anon ";
+	int i, j, fds[2], tested = 0;
+	struct region r;
+	pid_t pid;
+
+	for (i = 0; i < self->env.nr_sizes; i++) {
+		const size_t size = self->env.sizes[i];
+		long before = read_pages(self, key);
+
+		if (size < 16 * psize())
+			continue;
+		if (!region_alloc(&self->env, &r, size, 0))
+			continue;
+		ASSERT_EQ(region_drop(&r, true), 0);
+		for (j = 0; j < 4; j++) {
+			pid = fork_child(fds);
+			ASSERT_GT(pid, 0);
+			ASSERT_TRUE(end_child(pid, fds));
+		}
+		EXPECT_TRUE(counts(self, key, before, region_pages(&r) / 2,
+				   SLACK, size, "when children have mapped a half"));
+		region_free(&r);
+		EXPECT_TRUE(counts(self, key, before, 0, SLACK, size,
+				   "when none is mapped"));
+		tested++;
+	}
+	if (!tested)
+		SKIP(return, "no folios of any size");
+}
+
+/* Is there enough free swap for what a test allocates? */
+static bool has_swap(void)
+{
+	long kb = 0;
+	char line[128];
+	FILE *f;
+
+	f = fopen("/proc/meminfo", "r");
+	if (!f)
+		return false;
+	while (fgets(line, sizeof(line), f))
+		if (sscanf(line, "SwapFree: %ld kB", &kb) == 1)
+			break;
+	fclose(f);
+	return kb > (long)(4 * MAX_BYTES >> 10);
+}
+
+/* Larger folios are not looked at. */
+#define MAX_LOOKED_AT	2048
+
+/*
+ * A process and its child drop the same half of each folio. As many pages as
+ * there are in the folio are mapped: twice the other half. Reclaim has to see
+ * that, and split the folios, instead of writing all of them to swap.
+ */
+TEST_F_TIMEOUT(statistics, same_half_dropped, TIMEOUT)
+{
+	int i, j, fds[2], tested = 0;
+	long split, fallback;
+	struct region r;
+	pid_t pid;
+	char *p;
+
+	if (!has_swap())
+		SKIP(return, "no swap");
+	for (i = 0; i < self->env.nr_sizes; i++) {
+		const size_t size = self->env.sizes[i];
+
+		/* Two pages are never split for this. */
+		if (size < 4 * psize() || size > MAX_LOOKED_AT * psize())
+			continue;
+		if (!region_alloc(&self->env, &r, size, 0))
+			continue;
+		split = read_stat(size, "split");
+		fallback = read_stat(size, "swpout_fallback");
+		pid = fork_child_drop(fds, &r);
+		ASSERT_GT(pid, 0);
+		ASSERT_EQ(region_drop(&r, true), 0);
+		for (j = 0; j < 100; j++) {
+			/* It fails if there is not as much, which is fine. */
+			cg_write(self->cgroup, "memory.reclaim",
+				 "64M swappiness=max");
+			if (read_stat(size, "nr_anon") <= r.empty.nr_anon)
+				break;
+			usleep(1000 * 50);
+		}
+		split = read_stat(size, "split") - split;
+		fallback = read_stat(size, "swpout_fallback") - fallback;
+		if (fallback) {
+			ksft_print_msg("%zukB: not tested, %ld folios did not fit into swap\n",
+				       size >> 10, fallback);
+			goto end;
+		}
+		EXPECT_EQ(split, r.nr) {
+			TH_LOG("%zukB: %ld of %d folios were split, not swapped out",
+			       size >> 10, split, r.nr);
+		}
+		for (p = r.mem; p < r.mem + r.nr * size; p += psize())
+			if ((p - r.mem) % size < size / 2)
+				ASSERT_EQ(*p, pattern(&r, p));
+		tested++;
+end:
+		ASSERT_TRUE(end_child(pid, fds));
+		region_free(&r);
+	}
+	if (!tested)
+		SKIP(return, "no folios of any size");
+}
+
+#define NR_SHMEM	8
+
+/* One page of each folio of a file is mapped, then all of it by PMDs. */
+TEST_F_TIMEOUT(statistics, shmem, TIMEOUT)
+{
+	const size_t size = self->env.pmd_size;
+	const char *key = "file_mapped ";
+	char *arena, *mem, *pages[NR_SHMEM];
+	int i, fd = shmem_folios(NR_SHMEM, size);
+	long before;
+
+	if (fd < 0)
+		SKIP(return, "no file of large folios");
+	before = read_pages(self, key);
+	for (i = 0; i < NR_SHMEM; i++) {
+		pages[i] = mmap(NULL, psize(), PROT_READ | PROT_WRITE,
+				MAP_SHARED | MAP_POPULATE, fd, i * size);
+		ASSERT_NE(pages[i], MAP_FAILED);
+	}
+	if (!maps_large_folio(&self->env, pages[0]))
+		SKIP(return, "no large folios of shmem");
+	EXPECT_TRUE(counts(self, key, before, NR_SHMEM, 0, size,
+			   "when one of each folio is mapped"));
+
+	arena = mmap(NULL, (NR_SHMEM + 1) * size, PROT_NONE,
+		     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	ASSERT_NE(arena, MAP_FAILED);
+	mem = align_up(arena, size);
+	ASSERT_EQ(mmap(mem, NR_SHMEM * size, PROT_READ | PROT_WRITE,
+		       MAP_SHARED | MAP_FIXED, fd, 0), mem);
+	for (i = 0; i < NR_SHMEM; i++)
+		mem[i * size] = 1;
+	EXPECT_TRUE(counts(self, key, before, NR_SHMEM * size / psize(), 0,
+			   size, "when all are mapped"));
+	munmap(mem, NR_SHMEM * size);
+	EXPECT_TRUE(counts(self, key, before, NR_SHMEM, 0, size,
+			   "when one of each folio is mapped again"));
+	for (i = 0; i < NR_SHMEM; i++)
+		munmap(pages[i], psize());
+	EXPECT_TRUE(counts(self, key, before, 0, 0, size,
+			   "when none is mapped"));
+	munmap(arena, (NR_SHMEM + 1) * size);
+	close(fd);
+}
+
+/* Some pages of each folio of a file are in a mapping that fork() copies. */
+TEST_F_TIMEOUT(statistics, shmem_forked, TIMEOUT)
+{
+	const size_t size = self->env.pmd_size;
+	const char *key = "file_mapped ";
+	const int nr = 8;
+	int i, j, fds[2], fd = shmem_folios(NR_SHMEM, size);
+	char *pages[NR_SHMEM];
+	long before;
+	pid_t pid;
+
+	if (fd < 0)
+		SKIP(return, "no file of large folios");
+	before = read_pages(self, key);
+	for (i = 0; i < NR_SHMEM; i++) {
+		pages[i] = mmap(NULL, nr * psize(), PROT_READ | PROT_WRITE,
+				MAP_PRIVATE | MAP_POPULATE, fd, i * size);
+		ASSERT_NE(pages[i], MAP_FAILED);
+		/* All are copies, now give all but the first page back. */
+		ASSERT_EQ(madvise(pages[i] + psize(), (nr - 1) * psize(),
+				  MADV_DONTNEED), 0);
+		for (j = 1; j < nr; j++)
+			FORCE_READ(pages[i][j * psize()]);
+	}
+	if (!maps_large_folio(&self->env, pages[0] + psize()))
+		SKIP(return, "no large folios of shmem");
+	for (i = 0; i < 4; i++) {
+		pid = fork_child(fds);
+		ASSERT_GT(pid, 0);
+		ASSERT_TRUE(end_child(pid, fds));
+	}
+	EXPECT_TRUE(counts(self, key, before, NR_SHMEM * (nr - 1), 0, size,
+			   "when children have mapped them, too"));
+	for (i = 0; i < NR_SHMEM; i++)
+		munmap(pages[i], nr * psize());
+	EXPECT_TRUE(counts(self, key, before, 0, 0, size,
+			   "when none is mapped"));
+	close(fd);
+}
+
+#define NR_RANDOM	4
+#define RANDOM_SECONDS	10
+
+/* Map, unmap and move parts of a file of large folios for some seconds. */
+static void __noreturn map_at_random(int fd, size_t size, unsigned int seed)
+{
+	const size_t area = (NR_SHMEM + 1) * size;
+	const int pages = NR_SHMEM * size / psize();
+	const time_t end = time(NULL) + RANDOM_SECONDS;
+	char *arena, *mem, *p;
+	int i, first, nr;
+	size_t len;
+	pid_t pid;
+
+	arena = mmap(NULL, 2 * area + size, PROT_NONE,
+		     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (arena == MAP_FAILED)
+		_exit(1);
+	mem = align_up(arena, size);
+	/* Where no PMD can map it, and it crosses page tables */
+	if (seed % 2)
+		mem += psize();
+
+	while (time(NULL) < end) {
+		first = rand_r(&seed) % pages;
+		nr = 1 + rand_r(&seed) % (pages / 4);
+		if (nr > pages - first)
+			nr = pages - first;
+		p = mem + first * psize();
+		len = nr * psize();
+		if (mmap(p, len, PROT_READ | PROT_WRITE, MAP_FIXED |
+			 (rand_r(&seed) % 2 ? MAP_SHARED : MAP_PRIVATE), fd,
+			 first * psize()) != p)
+			_exit(2);
+		for (i = 0; i < nr; i += 1 + rand_r(&seed) % 16) {
+			if (rand_r(&seed) % 16)
+				FORCE_READ(p[i * psize()]);
+			else
+				p[i * psize()] = 1;
+		}
+		switch (rand_r(&seed) % 4) {
+		case 0:
+			if (mmap(p, len, PROT_NONE, MAP_FIXED | MAP_PRIVATE |
+				 MAP_ANONYMOUS | MAP_NORESERVE, -1, 0) != p)
+				_exit(3);
+			break;
+		case 1:
+			i = nr / 2 * psize();
+			if (i && madvise(p, i, MADV_DONTNEED))
+				_exit(4);
+			break;
+		case 2:
+			pid = fork();
+			if (!pid)
+				_exit(0);
+			if (pid < 0 || waitpid(pid, NULL, 0) != pid)
+				_exit(5);
+			break;
+		case 3:
+			if (mremap(p, len, len, MREMAP_MAYMOVE | MREMAP_FIXED,
+				   p + area) != p + area)
+				_exit(6);
+			break;
+		}
+	}
+	_exit(0);
+}
+
+/* Processes do that all at once, and what they map is migrated meanwhile. */
+TEST_F_TIMEOUT(statistics, shmem_at_random, TIMEOUT)
+{
+	const size_t size = self->env.pmd_size;
+	int i, n, status, running = NR_RANDOM, fd = shmem_folios(NR_SHMEM, size);
+	struct bitmask *nodes[2];
+	long mapped, anon;
+	pid_t pids[NR_RANDOM];
+
+	if (fd < 0)
+		SKIP(return, "no file of large folios");
+	mapped = read_pages(self, "file_mapped ");
+	anon = read_pages(self, "anon ");
+	for (i = 0; i < NR_RANDOM; i++) {
+		pids[i] = fork();
+		ASSERT_GE(pids[i], 0);
+		if (!pids[i])
+			map_at_random(fd, size, i);
+	}
+
+	for (i = 0; i < 2; i++) {
+		nodes[i] = numa_allocate_nodemask();
+		ASSERT_NE(nodes[i], NULL);
+	}
+	numa_bitmask_setbit(nodes[0], self->env.node1);
+	if (self->env.node2 >= 0)
+		numa_bitmask_setbit(nodes[1], self->env.node2);
+	for (n = 0; running; n++) {
+		if (self->env.node2 >= 0)
+			for (i = 0; i < NR_RANDOM; i++)
+				numa_migrate_pages(pids[i], nodes[n % 2],
+						   nodes[!(n % 2)]);
+		usleep(1000);
+		while (running && waitpid(-1, &status, WNOHANG) > 0) {
+			EXPECT_EQ(status, 0);
+			running--;
+		}
+	}
+	for (i = 0; i < 2; i++)
+		numa_bitmask_free(nodes[i]);
+	EXPECT_TRUE(counts(self, "file_mapped ", mapped, 0, 0, size,
+			   "when none is mapped"));
+	EXPECT_TRUE(counts(self, "anon ", anon, 0, SLACK, size,
+			   "when none is mapped"));
+	close(fd);
+}
+
+/* The sum of a field of /proc/self/smaps, in kB, of what is mapped of @r */
+static long smaps_sum(struct region *r, const char *field)
+{
+	const unsigned long first = (unsigned long)r->mem;
+	const unsigned long end = first + r->nr * r->size;
+	unsigned long vm_start = 0, vm_end = 0;
+	char line[256], name[64];
+	long kb, sum = 0;
+	FILE *file;
+
+	file = fopen("/proc/self/smaps", "r");
+	if (!file)
+		return -1;
+	while (fgets(line, sizeof(line), file)) {
+		if (sscanf(line, "%lx-%lx ", &vm_start, &vm_end) == 2)
+			continue;
+		if (vm_start >= first && vm_end <= end &&
+		    sscanf(line, "%63[^:]: %ld kB", name, &kb) == 2 &&
+		    !strcmp(name, field))
+			sum += kb;
+	}
+	fclose(file);
+	return sum;
+}
+
+/*
+ * A child gets half of each folio. The other half is private to its parent, and
+ * known to be.
+ */
+TEST_F_TIMEOUT(statistics, private, TIMEOUT)
+{
+	int i, n, fds[2], tested = 0;
+	struct region r;
+	pid_t pid;
+
+	for (i = 0; i < self->env.nr_sizes; i++) {
+		const size_t size = self->env.sizes[i];
+		const int pages = size / psize();
+		long set = 0, clear = 0, kb;
+
+		if (!region_alloc(&self->env, &r, size, 0))
+			continue;
+		kb = r.nr * size / 1024;
+		for (n = 0; n < r.nr; n++)
+			ASSERT_EQ(madvise(r.mem + n * size + size / 2, size / 2,
+					  MADV_DONTFORK), 0);
+		EXPECT_EQ(smaps_sum(&r, "Private_Dirty"), kb);
+		EXPECT_EQ(smaps_sum(&r, "Pss"), kb);
+
+		pid = fork_child(fds);
+		ASSERT_GT(pid, 0);
+		for (n = 0; n < r.nr * pages; n++) {
+			bool exclusive = pagemap_get_entry(self->env.pagemap_fd,
+					r.mem + n * psize()) & PM_MMAP_EXCLUSIVE;
+
+			if (n % pages < pages / 2)
+				set += exclusive;
+			else
+				clear += !exclusive;
+		}
+		EXPECT_EQ(set + clear, 0) {
+			TH_LOG("%zukB: %ld shared pages are said to be exclusive",
+			       size >> 10, set);
+			TH_LOG("%zukB: %ld exclusive pages are said to be shared",
+			       size >> 10, clear);
+		}
+		EXPECT_EQ(smaps_sum(&r, "Private_Dirty"), kb / 2);
+		EXPECT_EQ(smaps_sum(&r, "Shared_Dirty"), kb / 2);
+		/* Half of it is mapped by two. */
+		EXPECT_EQ(smaps_sum(&r, "Pss"), kb / 2 + kb / 4);
+		ASSERT_TRUE(end_child(pid, fds));
+		EXPECT_EQ(smaps_sum(&r, "Private_Dirty"), kb);
+		EXPECT_EQ(smaps_sum(&r, "Pss"), kb);
+		region_free(&r);
+		tested++;
+	}
+	if (!tested)
+		SKIP(return, "no folios of any size");
+}
+
+/*
+ * A process has a child, and that has one, and each of them maps the memory. Two
+ * of them exit, and the one that is left writes to all of it.
+ */
+FIXTURE(owner)
+{
+	struct folio_env env;
+};
+
+FIXTURE_VARIANT(owner)
+{
+	int left;	/* 0 is the first process */
+};
+
+FIXTURE_VARIANT_ADD(owner, parent)
+{
+	.left = 0,
+};
+
+FIXTURE_VARIANT_ADD(owner, child)
+{
+	.left = 1,
+};
+
+FIXTURE_VARIANT_ADD(owner, grandchild)
+{
+	.left = 2,
+};
+
+#define NR_OWNERS	3
+
+FIXTURE_SETUP(owner)
+{
+	const char *why = folio_env_init(&self->env);
+
+	if (why)
+		SKIP(return, "%s", why);
+	/* Grandchildren are waited for as well. */
+	ASSERT_EQ(prctl(PR_SET_CHILD_SUBREAPER, 1), 0);
+}
+
+FIXTURE_TEARDOWN(owner)
+{
+	thp_restore_settings();
+}
+
+/* Where all of them can write, and the test reads. */
+struct owner_report {
+	bool allocated;
+	int owners;
+	bool done;
+	int pages;
+	int copied;
+	int wrong;
+};
+
+/* Write to each page, and see whether it is another one then. */
+static void write_all(struct region *r, struct owner_report *report)
+{
+	const size_t len = r->nr * r->size;
+	int pagemap = open("/proc/self/pagemap", O_RDONLY);
+	unsigned long pfn;
+	char *p;
+
+	for (p = r->mem; p < r->mem + len; p += psize()) {
+		pfn = pagemap_get_pfn(pagemap, p);
+		report->wrong += *p != pattern(r, p);
+		*p = pattern(r, p);
+		report->copied += pagemap_get_pfn(pagemap, p) != pfn;
+		report->pages++;
+	}
+	close(pagemap);
+	report->done = true;
+}
+
+/*
+ * Fork the others, and exit when all of them map the memory, or wait for them to
+ * do so. They keep the pipe open for writing: it ends when their memory is gone.
+ */
+static void be_owners(struct region *r, int left, int fds[2],
+		      struct owner_report *report)
+{
+	pid_t pid = 0;
+	int nth;
+	char c;
+
+	for (nth = 0; nth + 1 < NR_OWNERS; nth++) {
+		pid = fork();
+		if (pid)
+			break;
+	}
+	/* One that fails counts for those that it would have forked. */
+	__atomic_add_fetch(&report->owners, pid < 0 ? NR_OWNERS : 1,
+			   __ATOMIC_SEQ_CST);
+	while (__atomic_load_n(&report->owners, __ATOMIC_SEQ_CST) < NR_OWNERS)
+		usleep(1000);
+	if (pid < 0 || nth != left)
+		_exit(pid < 0);
+
+	close(fds[1]);
+	if (!read(fds[0], &c, 1))
+		write_all(r, report);
+	_exit(0);
+}
+
+TEST_F_TIMEOUT(owner, reuses_pages, TIMEOUT)
+{
+	struct owner_report *report;
+	int i, fds[2], tested = 0;
+	struct region r;
+	pid_t pid;
+
+	report = mmap(NULL, psize(), PROT_READ | PROT_WRITE,
+		      MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	ASSERT_NE(report, MAP_FAILED);
+
+	for (i = 0; i < self->env.nr_sizes; i++) {
+		const size_t size = self->env.sizes[i];
+
+		memset(report, 0, sizeof(*report));
+		ASSERT_EQ(pipe(fds), 0);
+		pid = fork();
+		ASSERT_GE(pid, 0);
+		if (!pid) {
+			/* Its own, not that of the test */
+			self->env.pagemap_fd = open("/proc/self/pagemap",
+						    O_RDONLY);
+			report->allocated = region_alloc(&self->env, &r, size, 4);
+			if (!report->allocated)
+				_exit(0);
+			be_owners(&r, variant->left, fds, report);
+		}
+		close(fds[0]);
+		close(fds[1]);
+		while (waitpid(-1, NULL, 0) > 0)
+			;
+		if (!report->allocated)
+			continue;
+		EXPECT_TRUE(report->done);
+		EXPECT_EQ(report->wrong, 0);
+		EXPECT_EQ(report->copied, 0) {
+			TH_LOG("%zukB: who is left alone copies %d of %d pages",
+			       size >> 10, report->copied, report->pages);
+		}
+		tested++;
+	}
+	munmap(report, psize());
+	if (!tested)
+		SKIP(return, "no folios of any size");
+}
+
+TEST_HARNESS_MAIN

@@ -1,0 +1,386 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * What tests of large folios share: memory that consists of anonymous folios of
+ * one size, what the kernel counts of them, and children that map them, too.
+ */
+
+#ifndef __FOLIO_REGION_H__
+#define __FOLIO_REGION_H__
+
+#include <fcntl.h>
+#include <numa.h>
+#include <numaif.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#include "kselftest_harness.h"
+#include "hugepage_settings.h"
+#include "vm_util.h"
+
+#define THP_ENABLED	"/sys/kernel/mm/transparent_hugepage/enabled"
+#define MAX_FOLIOS	16
+#define MAX_BYTES	(16ul << 20)
+
+struct folio_stats {
+	long nr_anon;
+	long partially_mapped;
+	long split_deferred;
+};
+
+/* A number of folios of one size, wholly mapped and on the first node. */
+struct region {
+	size_t size;
+	int nr;
+	char *mem;
+	char *map;
+	size_t map_len;
+	struct folio_stats empty;	/* before the folios were allocated */
+	struct folio_stats full;	/* when they were all mapped */
+};
+
+struct folio_env {
+	size_t pmd_size;
+	size_t sizes[NR_ORDERS];
+	int nr_sizes;
+	int node1;
+	int node2;
+	int pagemap_fd;
+	int kpageflags_fd;
+};
+
+/*
+ * Restored when the harness exits, however its children ended. Without root
+ * nothing is changed, and nothing could be restored.
+ */
+static void __attribute__((constructor)) save_settings(void)
+{
+	if (!access(THP_ENABLED, W_OK))
+		thp_save_settings();
+}
+
+/* Run the deferred split shrinker, among others. */
+static inline void shrink(void)
+{
+	write_num("/proc/sys/vm/drop_caches", 2);
+}
+
+/* Returns why tests have to be skipped, or NULL. */
+static inline const char *folio_env_init(struct folio_env *env)
+{
+	struct thp_settings settings;
+	unsigned long orders;
+	int i, n;
+
+	if (geteuid())
+		return "needs root";
+	if (!thp_available())
+		return "no transparent huge pages";
+	if (access(THP_ENABLED, W_OK))
+		return "cannot change the settings of THP";
+
+	env->node1 = -1;
+	env->node2 = -1;
+	for (n = 0; numa_available() >= 0 && n <= numa_max_node(); n++) {
+		/* A node with memory that this task may use. */
+		if (!numa_bitmask_isbitset(numa_all_nodes_ptr, n) ||
+		    numa_node_size64(n, NULL) <= 0)
+			continue;
+		if (env->node1 < 0)
+			env->node1 = n;
+		else if (env->node2 < 0)
+			env->node2 = n;
+	}
+	if (env->node1 < 0)
+		return "no NUMA node with memory to use";
+
+	env->pagemap_fd = open("/proc/self/pagemap", O_RDONLY);
+	env->kpageflags_fd = open("/proc/kpageflags", O_RDONLY);
+	if (env->pagemap_fd < 0 || env->kpageflags_fd < 0)
+		return "no pagemap or kpageflags";
+	if (!pagemap_get_pfn(env->pagemap_fd, (char *)env))
+		return "cannot see PFNs";
+
+	env->pmd_size = read_pmd_pagesize();
+	orders = thp_supported_orders();
+	for (i = 0; i < NR_ORDERS; i++) {
+		if (orders & (1ul << i))
+			env->sizes[env->nr_sizes++] = (size_t)psize() << i;
+	}
+	if (!env->nr_sizes)
+		return "no sizes of transparent huge pages";
+
+	/*
+	 * No other folios than those that a test asks for, and no khugepaged
+	 * except while they are allocated. Compact memory for those.
+	 */
+	thp_read_settings(&settings);
+	settings.thp_enabled = THP_MADVISE;
+	settings.thp_defrag = THP_DEFRAG_ALWAYS;
+	for (i = 0; i < NR_ORDERS; i++)
+		settings.hugepages[i].enabled = THP_NEVER;
+	thp_write_settings(&settings);
+
+	/* Nothing that was queued before is to be split during a test. */
+	shrink();
+	return NULL;
+}
+
+static inline char *align_up(char *addr, size_t align)
+{
+	return (char *)(((unsigned long)addr + align - 1) & ~(align - 1));
+}
+
+static inline long read_stat(size_t size, const char *name)
+{
+	char path[128];
+
+	snprintf(path, sizeof(path), "hugepages-%zukB/stats/%s", size >> 10,
+		 name);
+	return thp_read_num(path);
+}
+
+static inline struct folio_stats read_stats(size_t size)
+{
+	struct folio_stats stats = {
+		.nr_anon = read_stat(size, "nr_anon"),
+		.partially_mapped = read_stat(size, "nr_anon_partially_mapped"),
+		.split_deferred = read_stat(size, "split_deferred"),
+	};
+
+	return stats;
+}
+
+static inline int count_folios(struct folio_env *env, struct region *r)
+{
+	int orders[NR_ORDERS] = {};
+
+	if (gather_folio_orders(r->mem, r->nr * r->size, env->pagemap_fd,
+				env->kpageflags_fd, orders, NR_ORDERS))
+		return -1;
+	return orders[sz2ord(r->size, psize())];
+}
+
+static inline void region_free(struct region *r)
+{
+	munmap(r->map, r->map_len);
+}
+
+static inline char pattern(struct region *r, char *addr)
+{
+	/* Never that of an empty page. */
+	return (addr - r->mem) / psize() % 255 + 1;
+}
+
+static inline bool region_populate(struct folio_env *env, struct region *r,
+				   size_t size, int nr, int node)
+{
+	unsigned long node_mask[16] = {};
+	size_t bits = 8 * sizeof(long);
+	char path[128], *addr;
+
+	r->size = size;
+	r->nr = nr;
+	r->empty = read_stats(size);
+	r->map_len = (nr + 2) * size;
+	r->map = mmap(NULL, r->map_len, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS,
+		      -1, 0);
+	if (r->map == MAP_FAILED)
+		return false;
+	/* Leave something between this and another mapping. */
+	r->mem = align_up(r->map + 1, size);
+
+	node_mask[node / bits] |= 1ul << (node % bits);
+	if (mprotect(r->mem, nr * size, PROT_READ | PROT_WRITE) ||
+	    mbind(r->mem, nr * size, MPOL_BIND, node_mask,
+		  8 * sizeof(node_mask), 0) ||
+	    madvise(r->mem, nr * size, MADV_HUGEPAGE)) {
+		region_free(r);
+		return false;
+	}
+
+	snprintf(path, sizeof(path), "hugepages-%zukB/enabled", size >> 10);
+	thp_write_string(path, "madvise");
+	for (addr = r->mem; addr < r->mem + nr * size; addr += psize())
+		*addr = pattern(r, addr);
+	thp_write_string(path, "never");
+	r->full = read_stats(size);
+
+	if (count_folios(env, r) == nr &&
+	    r->full.nr_anon - r->empty.nr_anon == nr)
+		return true;
+
+	region_free(r);
+	return false;
+}
+
+/*
+ * Get @nr folios of @size, or a default number, on the first node. False if
+ * there are none, or not as many on the second node, if there is one, for
+ * migration to get: no fault of what is tested here, but of fragmented memory.
+ */
+static inline bool region_alloc(struct folio_env *env, struct region *r,
+				size_t size, int nr)
+{
+	long long free1, free2, need;
+	int tries;
+
+	if (!nr)
+		nr = MAX_BYTES / size;
+	if (nr > MAX_FOLIOS)
+		nr = MAX_FOLIOS;
+	if (nr < 2)
+		nr = 2;
+
+	/* PMDs can be large: don't get killed for lack of memory on a node. */
+	need = (long long)nr * size;
+	if (need > MAX_BYTES &&
+	    (numa_node_size64(env->node1, &free1) < 0 || free1 < 2 * need ||
+	     (env->node2 >= 0 &&
+	      (numa_node_size64(env->node2, &free2) < 0 || free2 < 2 * need)))) {
+		ksft_print_msg("%zukB: not enough free memory: not tested\n",
+			       size >> 10);
+		return false;
+	}
+
+	for (tries = 0; tries < 5; tries++) {
+		if (env->node2 >= 0) {
+			if (!region_populate(env, r, size, nr, env->node2))
+				goto compact;
+			region_free(r);
+		}
+		if (region_populate(env, r, size, nr, env->node1))
+			return true;
+compact:
+		write_num("/proc/sys/vm/compact_memory", 1);
+	}
+	ksft_print_msg("%zukB: no %d folios on each of two nodes: not tested\n",
+		       size >> 10, nr);
+	return false;
+}
+
+/* Drop the second half of each folio, or only the last page. */
+static inline int region_drop(struct region *r, bool half)
+{
+	size_t len = half ? r->size / 2 : psize();
+	int i;
+
+	for (i = 0; i < r->nr; i++) {
+		if (madvise(r->mem + (i + 1) * r->size - len, len,
+			    MADV_DONTNEED))
+			return -1;
+	}
+	return 0;
+}
+
+/* Take a reference to the first page of each folio, until both are closed. */
+static inline int hold_folios(struct region *r, int fds[2])
+{
+	struct iovec iov = { .iov_len = psize() };
+	int i;
+
+	if (pipe(fds))
+		return -1;
+	for (i = 0; i < r->nr; i++) {
+		iov.iov_base = r->mem + i * r->size;
+		if (vmsplice(fds[1], &iov, 1, SPLICE_F_NONBLOCK) != psize())
+			return -1;
+	}
+	return 0;
+}
+
+static inline void release_folios(int fds[2])
+{
+	close(fds[0]);
+	close(fds[1]);
+}
+
+/*
+ * Fork a child that drops half of each folio of @r, if any, and then shares
+ * the memory until end_child(). Returns when it has done so, or -1.
+ */
+static inline pid_t fork_child_drop(int fds[2], struct region *r)
+{
+	int ready[2];
+	pid_t pid;
+	char c;
+
+	if (pipe(fds) || pipe(ready))
+		return -1;
+	pid = fork();
+	if (!pid) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		close(fds[1]);
+		if ((r && region_drop(r, true)) || write(ready[1], "", 1) != 1)
+			_exit(1);
+		/* End of file. */
+		_exit(read(fds[0], &c, 1) != 0);
+	}
+	close(fds[0]);
+	close(ready[1]);
+	if (pid > 0 && read(ready[0], &c, 1) != 1)
+		pid = -1;
+	close(ready[0]);
+	return pid;
+}
+
+static inline pid_t fork_child(int fds[2])
+{
+	return fork_child_drop(fds, NULL);
+}
+
+static inline bool end_child(pid_t pid, int fds[2])
+{
+	int status;
+
+	close(fds[1]);
+	return waitpid(pid, &status, 0) == pid && !status;
+}
+
+static inline bool maps_large_folio(struct folio_env *env, char *page)
+{
+	uint64_t flags;
+
+	return !pageflags_get(pagemap_get_pfn(env->pagemap_fd, page),
+			      env->kpageflags_fd, &flags) && flags & KPF_THP;
+}
+
+/* A file of shmem that consists of folios that a PMD can map. Returns -1 if not. */
+static inline int shmem_folios(int nr, size_t size)
+{
+	int fd;
+
+	if (nr * size > 8 * MAX_BYTES)
+		return -1;
+	fd = syscall(__NR_memfd_create, "folios", 0);
+	if (fd < 0)
+		return -1;
+	thp_write_string("shmem_enabled", "force");
+	if (fallocate(fd, 0, 0, nr * size)) {
+		close(fd);
+		fd = -1;
+	}
+	thp_write_string("shmem_enabled", "never");
+	return fd;
+}
+
+static inline void expect_contents(struct __test_metadata *_metadata,
+				   struct region *r)
+{
+	size_t wrong = 0;
+	char *addr;
+
+	for (addr = r->mem; addr < r->mem + r->nr * r->size; addr += psize())
+		wrong += *addr != pattern(r, addr);
+	EXPECT_EQ(wrong, 0) {
+		TH_LOG("%zukB: %zu pages have wrong contents", r->size >> 10,
+		       wrong);
+	}
+}
+
+#endif /* __FOLIO_REGION_H__ */
