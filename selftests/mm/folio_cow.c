@@ -7,7 +7,8 @@
  * consists of large folios: write to pages of it, give some back, have them
  * swapped out, migrated, split, moved, merged, protected, or pinned, and come and
  * go. Each knows what it has to find there, which nobody else has ever written:
- * every write has a number of its own.
+ * every write has a number of its own. Soon none of the folios is large any more:
+ * then, and often, all of them end, and others begin again with new ones.
  *
  * It goes on for FOLIO_COW_SECONDS, and FOLIO_COW_SEED makes it take the same
  * decisions again, if not at the same time. Both are environment variables.
@@ -27,6 +28,7 @@
 #define MAX_PROCESSES	8
 #define NR_FOLIOS	2
 #define SECONDS		20
+#define ROUND_ACTIONS	256
 #define GUP_TEST	"/sys/kernel/debug/gup_test"
 #define SPLIT_HUGE_PAGES	"/sys/kernel/debug/split_huge_pages"
 
@@ -35,6 +37,7 @@ struct cow_state {
 	unsigned long ticket;	/* of the last write */
 	unsigned long forks;
 	unsigned long actions;
+	unsigned long large;	/* of those, with a page of a large folio */
 	int processes;
 	time_t end;
 	bool stop;
@@ -195,13 +198,13 @@ static void act_migrate(struct cow_process *p, struct cow_range *r)
 			   next_random(p, 2) ? MPOL_MF_MOVE : MPOL_MF_MOVE_ALL);
 }
 
-/* Not before the end, as no folio becomes large again. */
+/* Late, as no folio becomes large again. */
 static void act_split(struct cow_process *p, struct cow_range *r)
 {
-	const time_t end = __atomic_load_n(&p->state->end, __ATOMIC_SEQ_CST);
 	int fd;
 
-	if (time(NULL) + 1 < end)
+	if (__atomic_load_n(&p->state->actions, __ATOMIC_SEQ_CST) <
+	    ROUND_ACTIONS / 4)
 		return;
 	fd = open(SPLIT_HUGE_PAGES, O_WRONLY);
 	if (fd < 0)
@@ -276,6 +279,9 @@ static bool fork_process(struct cow_process *p)
 	pid = fork();
 	if (!pid) {
 		p->random += 7919 * nth;
+		/* Its own, not that of its parent */
+		close(p->env->pagemap_fd);
+		p->env->pagemap_fd = open("/proc/self/pagemap", O_RDONLY);
 		return true;
 	}
 	if (pid < 0) {
@@ -370,6 +376,17 @@ static const struct {
 	{ act_exit, 2 },
 };
 
+static bool is_large(struct cow_process *p, int page)
+{
+	unsigned long pfn = pagemap_get_pfn(p->env->pagemap_fd,
+					    (char *)first_word(p, page));
+	uint64_t flags;
+
+	return pfn != -1ul &&
+	       !pageflags_get(pfn, p->env->kpageflags_fd, &flags) &&
+	       flags & (KPF_COMPOUND_HEAD | KPF_COMPOUND_TAIL);
+}
+
 static void __noreturn be_process(struct cow_process *p)
 {
 	unsigned int i, which, sum = 0;
@@ -385,7 +402,11 @@ static void __noreturn be_process(struct cow_process *p)
 		which = next_random(p, sum);
 		for (i = 0; which >= actions[i].weight; i++)
 			which -= actions[i].weight;
-		__atomic_add_fetch(&p->state->actions, 1, __ATOMIC_SEQ_CST);
+		if (is_large(p, range.first))
+			__atomic_add_fetch(&p->state->large, 1, __ATOMIC_SEQ_CST);
+		if (__atomic_add_fetch(&p->state->actions, 1, __ATOMIC_SEQ_CST) >=
+		    ROUND_ACTIONS)
+			__atomic_store_n(&p->state->stop, true, __ATOMIC_SEQ_CST);
 		actions[i].act(p, &range);
 		while (waitpid(-1, &status, WNOHANG) > 0)
 			check_status(p->state, status);
@@ -399,14 +420,13 @@ static void __noreturn be_process(struct cow_process *p)
 /* The first process: it allocates the memory, with its own eyes on it. */
 static void __noreturn be_first(struct cow_process *p, size_t size, int seconds)
 {
-	long long left;
 	size_t len;
 	int i;
 
 	p->env->pagemap_fd = open("/proc/self/pagemap", O_RDONLY);
 	/* Each of the processes may have a copy of its own, besides. */
-	if (numa_node_size64(p->env->node1, &left) < 0 ||
-	    left < (MAX_PROCESSES + 2LL) * NR_FOLIOS * size ||
+	if (free_memory(p->env->node1) <
+	    (MAX_PROCESSES + 2LL) * NR_FOLIOS * size ||
 	    !region_alloc(p->env, &p->region, size, NR_FOLIOS)) {
 		ksft_print_msg("%zukB: not tested\n", size >> 10);
 		__atomic_store_n(&p->state->stop, true, __ATOMIC_SEQ_CST);
@@ -423,6 +443,8 @@ static void __noreturn be_first(struct cow_process *p, size_t size, int seconds)
 		madvise(p->region.mem, len, MADV_MERGEABLE);
 	for (i = 0; i < p->pages; i++)
 		write_page(p, i);
+	/* Both go on alike. */
+	fork_process(p);
 	be_process(p);
 }
 
@@ -484,14 +506,42 @@ static long env_number(const char *name, long otherwise)
 	return val ? atol(val) : otherwise;
 }
 
+/* Returns whether there was memory to do anything with. */
+static bool run_round(struct cow_process *process, size_t size, int seconds)
+{
+	struct cow_state *state = process->state;
+	int status;
+	pid_t pid;
+
+	memset(state, 0, sizeof(*state));
+	state->processes = 1;
+	/* Until it knows better, which takes no more than some seconds. */
+	state->end = time(NULL) + 600;
+	pid = fork();
+	if (!pid)
+		be_first(process, size, seconds);
+	if (pid < 0)
+		return false;
+
+	while (time(NULL) < __atomic_load_n(&state->end, __ATOMIC_SEQ_CST) &&
+	       !__atomic_load_n(&state->stop, __ATOMIC_SEQ_CST)) {
+		while (waitpid(-1, &status, WNOHANG) > 0)
+			check_status(state, status);
+		usleep(1000 * 2);
+	}
+	__atomic_store_n(&state->stop, true, __ATOMIC_SEQ_CST);
+	while (waitpid(-1, &status, 0) > 0)
+		check_status(state, status);
+	return state->ticket > 0;
+}
+
 TEST_F_TIMEOUT(folio_cow, random, 3600)
 {
 	const long seconds = env_number("FOLIO_COW_SECONDS", SECONDS);
 	const long seed = env_number("FOLIO_COW_SEED", time(NULL));
 	struct cow_process process = { .env = &self->env };
 	struct cow_state *state;
-	int i, status, tested = 0;
-	pid_t pid;
+	int i, tested = 0;
 
 	TH_LOG("FOLIO_COW_SEED=%ld", seed);
 	if (access(GUP_TEST, W_OK))
@@ -504,35 +554,32 @@ TEST_F_TIMEOUT(folio_cow, random, 3600)
 	process.state = state;
 
 	for (i = 0; i < self->env.nr_sizes && !state->failed; i++) {
-		memset(state, 0, sizeof(*state));
-		state->processes = 1;
-		/* Until it knows better, which takes no more than some seconds. */
-		state->end = time(NULL) + 600;
-		process.random = seed + i;
-		pid = fork();
-		ASSERT_GE(pid, 0);
-		if (!pid)
-			be_first(&process, self->env.sizes[i],
-				 1 + seconds / self->env.nr_sizes);
+		const time_t end = time(NULL) + 1 + seconds / self->env.nr_sizes;
+		const size_t size = self->env.sizes[i];
+		struct cow_state sum = {};
+		int rounds = 0;
+		time_t now;
 
-		while (time(NULL) < __atomic_load_n(&state->end, __ATOMIC_SEQ_CST) &&
-		       !__atomic_load_n(&state->stop, __ATOMIC_SEQ_CST)) {
-			while (waitpid(-1, &status, WNOHANG) > 0)
-				check_status(state, status);
-			usleep(1000 * 20);
+		for (now = time(NULL); now < end && !state->failed; now = time(NULL)) {
+			process.random = seed + i + 104729 * rounds;
+			if (!run_round(&process, size, end - now))
+				break;
+			sum.ticket += state->ticket;
+			sum.actions += state->actions;
+			sum.large += state->large;
+			sum.forks += state->forks;
+			rounds++;
 		}
-		__atomic_store_n(&state->stop, true, __ATOMIC_SEQ_CST);
-		while (waitpid(-1, &status, 0) > 0)
-			check_status(state, status);
 		EXPECT_FALSE(state->failed) {
-			TH_LOG("%s", state->msg);
+			TH_LOG("round %d: %s", rounds, state->msg);
 		}
-		if (!state->ticket)
+		if (!rounds)
 			continue;
-		TH_LOG("%zukB: %lu writes, %lu actions, %lu forks",
-		       self->env.sizes[i] >> 10, state->ticket, state->actions,
-		       state->forks);
-		EXPECT_GT(state->forks, 0);
+		TH_LOG("%zukB: %d rounds, %lu writes, %lu actions (%lu on large folios), %lu forks",
+		       size >> 10, rounds, sum.ticket, sum.actions, sum.large,
+		       sum.forks);
+		EXPECT_GT(sum.forks, 0);
+		EXPECT_GT(sum.large, 0);
 		tested++;
 	}
 	munmap(state, psize());

@@ -583,7 +583,8 @@ next:
 }
 
 /* A driver's memory, which no fault brings back: the ring of an io_uring */
-TEST_F_TIMEOUT(map_limit_other, driver, TIMEOUT)
+static void test_driver(struct __test_metadata *_metadata,
+			struct folio_env *env, unsigned int entries, bool large)
 {
 	struct io_uring_params params = {};
 	char *mem, *second;
@@ -592,17 +593,19 @@ TEST_F_TIMEOUT(map_limit_other, driver, TIMEOUT)
 	pid_t pid;
 	int fd;
 
-	fd = syscall(__NR_io_uring_setup, 4096, &params);
+	fd = syscall(__NR_io_uring_setup, entries, &params);
 	if (fd < 0)
 		SKIP(return, "no io_uring");
 	len = params.sq_entries * sizeof(struct io_uring_sqe);
+	len = (len + psize() - 1) & ~(psize() - 1);
 	mem = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE,
 		   fd, IORING_OFF_SQES);
 	ASSERT_NE(mem, MAP_FAILED);
-	if (pageflags_get(pagemap_get_pfn(self->env.pagemap_fd, mem),
-			  self->env.kpageflags_fd, &flags) ||
-	    !(flags & KPF_COMPOUND_HEAD))
-		SKIP(return, "the ring is not in one large folio");
+	if (pageflags_get(pagemap_get_pfn(env->pagemap_fd, mem),
+			  env->kpageflags_fd, &flags) ||
+	    !(flags & KPF_COMPOUND_HEAD) == large)
+		SKIP(return, "the ring is not in one %s folio",
+		     large ? "large" : "small");
 
 	set_limit(len / psize());
 	second = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_SHARED, fd,
@@ -624,6 +627,16 @@ TEST_F_TIMEOUT(map_limit_other, driver, TIMEOUT)
 		_exit(0);
 	EXPECT_EQ(child_failed(pid, NULL), 0);
 	close(fd);
+}
+
+TEST_F_TIMEOUT(map_limit_other, driver, TIMEOUT)
+{
+	test_driver(_metadata, &self->env, 4096, true);
+}
+
+TEST_F_TIMEOUT(map_limit_other, driver_small, TIMEOUT)
+{
+	test_driver(_metadata, &self->env, 1, false);
 }
 
 TEST_HARNESS_MAIN

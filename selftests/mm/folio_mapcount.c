@@ -248,7 +248,7 @@ TEST_F_TIMEOUT(statistics, same_half_dropped, TIMEOUT)
 			/* It fails if there is not as much, which is fine. */
 			cg_write(self->cgroup, "memory.reclaim",
 				 "64M swappiness=max");
-			if (read_stat(size, "nr_anon") <= r.empty.nr_anon)
+			if (!count_folios(&self->env, &r))
 				break;
 			usleep(1000 * 50);
 		}
@@ -259,7 +259,7 @@ TEST_F_TIMEOUT(statistics, same_half_dropped, TIMEOUT)
 				       size >> 10, fallback);
 			goto end;
 		}
-		EXPECT_EQ(split, r.nr) {
+		EXPECT_GE(split, r.nr) {
 			TH_LOG("%zukB: %ld of %d folios were split, not swapped out",
 			       size >> 10, split, r.nr);
 		}
@@ -452,9 +452,10 @@ TEST_F_TIMEOUT(statistics, shmem_at_random, TIMEOUT)
 		nodes[i] = numa_allocate_nodemask();
 		ASSERT_NE(nodes[i], NULL);
 	}
-	numa_bitmask_setbit(nodes[0], self->env.node1);
-	if (self->env.node2 >= 0)
+	if (self->env.node2 >= 0) {
+		numa_bitmask_setbit(nodes[0], self->env.node1);
 		numa_bitmask_setbit(nodes[1], self->env.node2);
+	}
 	for (n = 0; running; n++) {
 		if (self->env.node2 >= 0)
 			for (i = 0; i < NR_RANDOM; i++)
@@ -470,7 +471,8 @@ TEST_F_TIMEOUT(statistics, shmem_at_random, TIMEOUT)
 		numa_bitmask_free(nodes[i]);
 	EXPECT_TRUE(counts(self, "file_mapped ", mapped, 0, 0, size,
 			   "when none is mapped"));
-	EXPECT_TRUE(counts(self, "anon ", anon, 0, SLACK, size,
+	/* This process has meanwhile copied pages that it shared with its parent. */
+	EXPECT_TRUE(counts(self, "anon ", anon, 0, 4 * SLACK, size,
 			   "when none is mapped"));
 	close(fd);
 }

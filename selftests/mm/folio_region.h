@@ -16,6 +16,7 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
+#include <sys/sysinfo.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -33,7 +34,7 @@ struct folio_stats {
 	long split_deferred;
 };
 
-/* A number of folios of one size, wholly mapped and on the first node. */
+/* A number of folios of one size, wholly mapped and on the first node, if any. */
 struct region {
 	size_t size;
 	int nr;
@@ -48,8 +49,8 @@ struct folio_env {
 	size_t pmd_size;
 	size_t sizes[NR_ORDERS];
 	int nr_sizes;
-	int node1;
-	int node2;
+	int node1;	/* or -1, if the kernel has no NUMA */
+	int node2;	/* or -1, if there is only one */
 	int pagemap_fd;
 	int kpageflags_fd;
 };
@@ -96,7 +97,7 @@ static inline const char *folio_env_init(struct folio_env *env)
 		else if (env->node2 < 0)
 			env->node2 = n;
 	}
-	if (env->node1 < 0)
+	if (env->node1 < 0 && numa_available() >= 0)
 		return "no NUMA node with memory to use";
 
 	env->pagemap_fd = open("/proc/self/pagemap", O_RDONLY);
@@ -195,10 +196,11 @@ static inline bool region_populate(struct folio_env *env, struct region *r,
 	/* Leave something between this and another mapping. */
 	r->mem = align_up(r->map + 1, size);
 
-	node_mask[node / bits] |= 1ul << (node % bits);
+	if (node >= 0)
+		node_mask[node / bits] |= 1ul << (node % bits);
 	if (mprotect(r->mem, nr * size, PROT_READ | PROT_WRITE) ||
-	    mbind(r->mem, nr * size, MPOL_BIND, node_mask,
-		  8 * sizeof(node_mask), 0) ||
+	    (node >= 0 && mbind(r->mem, nr * size, MPOL_BIND, node_mask,
+				8 * sizeof(node_mask), 0)) ||
 	    madvise(r->mem, nr * size, MADV_HUGEPAGE)) {
 		region_free(r);
 		return false;
@@ -219,6 +221,17 @@ static inline bool region_populate(struct folio_env *env, struct region *r,
 	return false;
 }
 
+/* Of @node, or of all of the machine if that is -1. */
+static inline long long free_memory(int node)
+{
+	struct sysinfo info;
+	long long left;
+
+	if (node >= 0)
+		return numa_node_size64(node, &left) < 0 ? -1 : left;
+	return sysinfo(&info) ? -1 : (long long)info.freeram * info.mem_unit;
+}
+
 /*
  * Get @nr folios of @size, or a default number, on the first node. False if
  * there are none, or not as many on the second node, if there is one, for
@@ -227,7 +240,7 @@ static inline bool region_populate(struct folio_env *env, struct region *r,
 static inline bool region_alloc(struct folio_env *env, struct region *r,
 				size_t size, int nr)
 {
-	long long free1, free2, need;
+	long long need;
 	int tries;
 
 	if (!nr)
@@ -240,9 +253,8 @@ static inline bool region_alloc(struct folio_env *env, struct region *r,
 	/* PMDs can be large: don't get killed for lack of memory on a node. */
 	need = (long long)nr * size;
 	if (need > MAX_BYTES &&
-	    (numa_node_size64(env->node1, &free1) < 0 || free1 < 2 * need ||
-	     (env->node2 >= 0 &&
-	      (numa_node_size64(env->node2, &free2) < 0 || free2 < 2 * need)))) {
+	    (free_memory(env->node1) < 2 * need ||
+	     (env->node2 >= 0 && free_memory(env->node2) < 2 * need))) {
 		ksft_print_msg("%zukB: not enough free memory: not tested\n",
 			       size >> 10);
 		return false;
