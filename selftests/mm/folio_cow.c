@@ -376,17 +376,6 @@ static const struct {
 	{ act_exit, 2 },
 };
 
-static bool is_large(struct cow_process *p, int page)
-{
-	unsigned long pfn = pagemap_get_pfn(p->env->pagemap_fd,
-					    (char *)first_word(p, page));
-	uint64_t flags;
-
-	return pfn != -1ul &&
-	       !pageflags_get(pfn, p->env->kpageflags_fd, &flags) &&
-	       flags & (KPF_COMPOUND_HEAD | KPF_COMPOUND_TAIL);
-}
-
 static void __noreturn be_process(struct cow_process *p)
 {
 	unsigned int i, which, sum = 0;
@@ -402,7 +391,7 @@ static void __noreturn be_process(struct cow_process *p)
 		which = next_random(p, sum);
 		for (i = 0; which >= actions[i].weight; i++)
 			which -= actions[i].weight;
-		if (is_large(p, range.first))
+		if (maps_large_folio(p->env, range.mem))
 			__atomic_add_fetch(&p->state->large, 1, __ATOMIC_SEQ_CST);
 		if (__atomic_add_fetch(&p->state->actions, 1, __ATOMIC_SEQ_CST) >=
 		    ROUND_ACTIONS)
