@@ -21,6 +21,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "bench.h"
+
 #define MB		(1024 * 1024UL)
 #define SIZE		(2 * MB)
 /* 2^32 mappings of pages of 4 KiB, and some */
@@ -33,15 +35,6 @@ static void on_bus_error(int sig)
 {
 	(void)sig;
 	siglongjmp(bus_env, 1);
-}
-
-static void put(const char *path, const char *value)
-{
-	int fd = open(path, O_WRONLY);
-
-	if (fd < 0 || write(fd, value, strlen(value)) != (ssize_t)strlen(value))
-		err(1, "%s", path);
-	close(fd);
 }
 
 static unsigned long long read_u64(const char *path, unsigned long index)

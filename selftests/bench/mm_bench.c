@@ -23,6 +23,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "bench.h"
+
 #define KB	1024UL
 #define MB	(1024 * KB)
 #define GB	(1024 * MB)
@@ -45,15 +47,6 @@ static void report(const char *name, uint64_t start)
 		return;
 	printf("%s %llu\n", name, (unsigned long long)(end - start));
 	fflush(stdout);
-}
-
-static void put(const char *path, const char *value)
-{
-	int fd = open(path, O_WRONLY);
-
-	if (fd < 0 || write(fd, value, strlen(value)) != (ssize_t)strlen(value))
-		err(1, "%s", path);
-	close(fd);
 }
 
 static unsigned long get(const char *path)
