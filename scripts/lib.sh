@@ -97,7 +97,11 @@ drop_base_only() {
 	local fragment all=("${fragments[@]}")
 	fragments=()
 	for fragment in "${all[@]}"; do
-		grep -q '^# base only' "$top/configs/$fragment.config" || fragments+=("$fragment")
+		if ! grep -q '^# base only' "$top/configs/$fragment.config"; then
+			fragments+=("$fragment")
+		elif [ -z "${LP_LOCKED:-}" ]; then	# who was started by another script said it there
+			say "notice: $fragment is for the base only, the series is built without it"
+		fi
 	done
 }
 
