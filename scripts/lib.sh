@@ -47,8 +47,8 @@ need_value() { # need_value OPTION [VALUE...]
 
 check_arch() {
 	case $1 in
-	x86_64 | arm64) ;;
-	*) die "unknown architecture '$1'" "use x86_64 or arm64" ;;
+	x86_64 | arm64 | i386) ;;
+	*) die "unknown architecture '$1'" "use x86_64, arm64 or i386" ;;
 	esac
 }
 
@@ -132,19 +132,26 @@ build_dir() {
 
 kernel_image() { # kernel_image ARCH BUILD-DIR
 	case $1 in
-	x86_64) echo "$2/arch/x86/boot/bzImage" ;;
+	x86_64 | i386) echo "$2/arch/x86/boot/bzImage" ;;
 	arm64) echo "$2/arch/arm64/boot/Image" ;;
+	esac
+}
+
+# cross_prefix ARCH: of the compiler, where it is not that of this machine
+cross_prefix() {
+	case $1-$(uname -m) in
+	x86_64-x86_64 | arm64-aarch64) ;;
+	x86_64-*) echo x86_64-linux-gnu- ;;
+	arm64-*) echo aarch64-linux-gnu- ;;
+	i386-*) echo i686-linux-gnu- ;;
 	esac
 }
 
 # kmake ARCH TREE O-DIR-NAME TARGET...: make with what every build here shares
 kmake() {
-	local arch=$1 dir=$2 out=$3 cross=
+	local arch=$1 dir=$2 out=$3 cross
 	shift 3
-	[ "$arch" = "$(uname -m)" ] || case $arch in
-	arm64) [ "$(uname -m)" = aarch64 ] || cross=aarch64-linux-gnu- ;;
-	x86_64) cross=x86_64-linux-gnu- ;;
-	esac
+	cross=$(cross_prefix "$arch")
 	CCACHE_DIR=$cache/ccache CCACHE_NOHASHDIR=1 CCACHE_MAXSIZE=10G \
 		LOCALVERSION="" KBUILD_BUILD_TIMESTAMP=0 \
 		KBUILD_BUILD_USER=user KBUILD_BUILD_HOST=host \

@@ -24,7 +24,7 @@
 #include <sys/mman.h>
 #include <time.h>
 
-#define MB	(1UL << 20)
+#define MB	((size_t)1 << 20)
 #define PAGE	(2 * MB)
 #define POOL	"/sys/kernel/mm/hugepages/hugepages-2048kB/"
 

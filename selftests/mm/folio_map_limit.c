@@ -109,9 +109,9 @@ static char file_byte(long page)
 FIXTURE_SETUP(map_limit)
 {
 	const char *why = limit_init(&self->env);
+	int n, folios = 1;
 	char *p;
 	long i;
-	int n;
 
 	self->fd = -1;
 	if (why)
@@ -119,7 +119,7 @@ FIXTURE_SETUP(map_limit)
 
 	self->size = self->env.pmd_size;
 	self->pages = self->size / psize();
-	self->fd = shmem_folios(1, self->size);
+	self->fd = shmem_folios(&self->env, &folios);
 	if (self->fd < 0)
 		SKIP(return, "no file of a large folio");
 	for (n = 0; n < 2; n++) {
@@ -131,8 +131,6 @@ FIXTURE_SETUP(map_limit)
 		}
 	}
 	memcpy(self->mem[0] + CODE_OFFSET, answer, CODE_LEN);
-	if (!maps_large_folio(&self->env, self->mem[0]))
-		SKIP(return, "no large folios of shmem");
 	set_limit(2 * self->pages);
 }
 
@@ -578,7 +576,7 @@ next:
 		restore_limit();
 		region_free(&r);
 	}
-	if (!tested)
+	if (!tested && __test_passed(_metadata))
 		SKIP(return, "nothing came from the swap cache: no swap?");
 }
 

@@ -216,21 +216,29 @@ static bool has_swap(void)
 /* Larger folios are not looked at. */
 #define MAX_LOOKED_AT	2048
 
+/* Who maps all of the folios while others drop a half? */
+enum third {
+	NOBODY,
+	ANOTHER_CHILD,
+};
+
 /*
  * A process and its child drop the same half of each folio. As many pages as
- * there are in the folio are mapped: twice the other half. Reclaim has to see
- * that, and split the folios, instead of writing all of them to swap.
+ * there are in the folio are mapped: twice the other half. Whoever needs memory
+ * has to see that, and split the folios: reclaim, instead of writing all of them
+ * to swap, and the deferred split shrinker, which needs none. Not before another
+ * child is gone, if there is one, that maps all of it.
  */
-TEST_F_TIMEOUT(statistics, same_half_dropped, TIMEOUT)
+static void drop_same_half(struct __test_metadata *_metadata,
+			   FIXTURE_DATA(statistics) * self, bool reclaim,
+			   enum third third)
 {
-	int i, j, fds[2], tested = 0;
-	long split, fallback;
+	int i, j, fds[2], third_fds[2], tested = 0;
+	long before, split = 0, fallback;
+	pid_t pid, third_pid = 0;
 	struct region r;
-	pid_t pid;
 	char *p;
 
-	if (!has_swap())
-		SKIP(return, "no swap");
 	for (i = 0; i < self->env.nr_sizes; i++) {
 		const size_t size = self->env.sizes[i];
 
@@ -239,20 +247,38 @@ TEST_F_TIMEOUT(statistics, same_half_dropped, TIMEOUT)
 			continue;
 		if (!region_alloc(&self->env, &r, size, 0))
 			continue;
-		split = read_stat(size, "split");
+		/* Those of a PMD are queued from the beginning: not any more. */
+		shrink();
+		before = read_stat(size, "split");
 		fallback = read_stat(size, "swpout_fallback");
 		pid = fork_child_drop(fds, &r);
 		ASSERT_GT(pid, 0);
+		/* It keeps the pipe to the other child open, so it ends first. */
+		if (third == ANOTHER_CHILD) {
+			third_pid = fork_child(third_fds);
+			ASSERT_GT(third_pid, 0);
+		}
 		ASSERT_EQ(region_drop(&r, true), 0);
+		if (third == ANOTHER_CHILD) {
+			shrink();
+			EXPECT_LT(read_stat(size, "split"), before + r.nr) {
+				TH_LOG("%zukB: split while all is mapped",
+				       size >> 10);
+			}
+			ASSERT_TRUE(end_child(third_pid, third_fds));
+		}
 		for (j = 0; j < 100; j++) {
 			/* It fails if there is not as much, which is fine. */
-			cg_write(self->cgroup, "memory.reclaim",
-				 "64M swappiness=max");
-			if (!count_folios(&self->env, &r))
+			if (reclaim)
+				cg_write(self->cgroup, "memory.reclaim",
+					 "64M swappiness=max");
+			else
+				shrink();
+			split = read_stat(size, "split") - before;
+			if (split >= r.nr)
 				break;
 			usleep(1000 * 50);
 		}
-		split = read_stat(size, "split") - split;
 		fallback = read_stat(size, "swpout_fallback") - fallback;
 		if (fallback) {
 			ksft_print_msg("%zukB: not tested, %ld folios did not fit into swap\n",
@@ -260,8 +286,8 @@ TEST_F_TIMEOUT(statistics, same_half_dropped, TIMEOUT)
 			goto end;
 		}
 		EXPECT_GE(split, r.nr) {
-			TH_LOG("%zukB: %ld of %d folios were split, not swapped out",
-			       size >> 10, split, r.nr);
+			TH_LOG("%zukB: %ld of %d folios were split", size >> 10,
+			       split, r.nr);
 		}
 		for (p = r.mem; p < r.mem + r.nr * size; p += psize())
 			if ((p - r.mem) % size < size / 2)
@@ -271,8 +297,25 @@ end:
 		ASSERT_TRUE(end_child(pid, fds));
 		region_free(&r);
 	}
-	if (!tested)
+	if (!tested && __test_passed(_metadata))
 		SKIP(return, "no folios of any size");
+}
+
+TEST_F_TIMEOUT(statistics, same_half_dropped, TIMEOUT)
+{
+	if (!has_swap())
+		SKIP(return, "no swap");
+	drop_same_half(_metadata, self, true, NOBODY);
+}
+
+TEST_F_TIMEOUT(statistics, same_half_dropped_and_shrunk, TIMEOUT)
+{
+	drop_same_half(_metadata, self, false, NOBODY);
+}
+
+TEST_F_TIMEOUT(statistics, same_half_dropped_by_two_of_three, TIMEOUT)
+{
+	drop_same_half(_metadata, self, false, ANOTHER_CHILD);
 }
 
 #define NR_SHMEM	8
@@ -282,41 +325,40 @@ TEST_F_TIMEOUT(statistics, shmem, TIMEOUT)
 {
 	const size_t size = self->env.pmd_size;
 	const char *key = "file_mapped ";
+	int i, fd, nr = NR_SHMEM;
 	char *arena, *mem, *pages[NR_SHMEM];
-	int i, fd = shmem_folios(NR_SHMEM, size);
 	long before;
 
+	fd = shmem_folios(&self->env, &nr);
 	if (fd < 0)
 		SKIP(return, "no file of large folios");
 	before = read_pages(self, key);
-	for (i = 0; i < NR_SHMEM; i++) {
+	for (i = 0; i < nr; i++) {
 		pages[i] = mmap(NULL, psize(), PROT_READ | PROT_WRITE,
 				MAP_SHARED | MAP_POPULATE, fd, i * size);
 		ASSERT_NE(pages[i], MAP_FAILED);
 	}
-	if (!maps_large_folio(&self->env, pages[0]))
-		SKIP(return, "no large folios of shmem");
-	EXPECT_TRUE(counts(self, key, before, NR_SHMEM, 0, size,
+	EXPECT_TRUE(counts(self, key, before, nr, 0, size,
 			   "when one of each folio is mapped"));
 
-	arena = mmap(NULL, (NR_SHMEM + 1) * size, PROT_NONE,
+	arena = mmap(NULL, (nr + 1) * size, PROT_NONE,
 		     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	ASSERT_NE(arena, MAP_FAILED);
 	mem = align_up(arena, size);
-	ASSERT_EQ(mmap(mem, NR_SHMEM * size, PROT_READ | PROT_WRITE,
+	ASSERT_EQ(mmap(mem, nr * size, PROT_READ | PROT_WRITE,
 		       MAP_SHARED | MAP_FIXED, fd, 0), mem);
-	for (i = 0; i < NR_SHMEM; i++)
+	for (i = 0; i < nr; i++)
 		mem[i * size] = 1;
-	EXPECT_TRUE(counts(self, key, before, NR_SHMEM * size / psize(), 0,
+	EXPECT_TRUE(counts(self, key, before, nr * size / psize(), 0,
 			   size, "when all are mapped"));
-	munmap(mem, NR_SHMEM * size);
-	EXPECT_TRUE(counts(self, key, before, NR_SHMEM, 0, size,
+	munmap(mem, nr * size);
+	EXPECT_TRUE(counts(self, key, before, nr, 0, size,
 			   "when one of each folio is mapped again"));
-	for (i = 0; i < NR_SHMEM; i++)
+	for (i = 0; i < nr; i++)
 		munmap(pages[i], psize());
 	EXPECT_TRUE(counts(self, key, before, 0, 0, size,
 			   "when none is mapped"));
-	munmap(arena, (NR_SHMEM + 1) * size);
+	munmap(arena, (nr + 1) * size);
 	close(fd);
 }
 
@@ -325,36 +367,35 @@ TEST_F_TIMEOUT(statistics, shmem_forked, TIMEOUT)
 {
 	const size_t size = self->env.pmd_size;
 	const char *key = "file_mapped ";
-	const int nr = 8;
-	int i, j, fds[2], fd = shmem_folios(NR_SHMEM, size);
+	const int len = 8;
+	int i, j, fd, fds[2], nr = NR_SHMEM;
 	char *pages[NR_SHMEM];
 	long before;
 	pid_t pid;
 
+	fd = shmem_folios(&self->env, &nr);
 	if (fd < 0)
 		SKIP(return, "no file of large folios");
 	before = read_pages(self, key);
-	for (i = 0; i < NR_SHMEM; i++) {
-		pages[i] = mmap(NULL, nr * psize(), PROT_READ | PROT_WRITE,
+	for (i = 0; i < nr; i++) {
+		pages[i] = mmap(NULL, len * psize(), PROT_READ | PROT_WRITE,
 				MAP_PRIVATE | MAP_POPULATE, fd, i * size);
 		ASSERT_NE(pages[i], MAP_FAILED);
 		/* All are copies, now give all but the first page back. */
-		ASSERT_EQ(madvise(pages[i] + psize(), (nr - 1) * psize(),
+		ASSERT_EQ(madvise(pages[i] + psize(), (len - 1) * psize(),
 				  MADV_DONTNEED), 0);
-		for (j = 1; j < nr; j++)
+		for (j = 1; j < len; j++)
 			FORCE_READ(pages[i][j * psize()]);
 	}
-	if (!maps_large_folio(&self->env, pages[0] + psize()))
-		SKIP(return, "no large folios of shmem");
 	for (i = 0; i < 4; i++) {
 		pid = fork_child(fds);
 		ASSERT_GT(pid, 0);
 		ASSERT_TRUE(end_child(pid, fds));
 	}
-	EXPECT_TRUE(counts(self, key, before, NR_SHMEM * (nr - 1), 0, size,
+	EXPECT_TRUE(counts(self, key, before, nr * (len - 1), 0, size,
 			   "when children have mapped them, too"));
-	for (i = 0; i < NR_SHMEM; i++)
-		munmap(pages[i], nr * psize());
+	for (i = 0; i < nr; i++)
+		munmap(pages[i], len * psize());
 	EXPECT_TRUE(counts(self, key, before, 0, 0, size,
 			   "when none is mapped"));
 	close(fd);
@@ -364,10 +405,11 @@ TEST_F_TIMEOUT(statistics, shmem_forked, TIMEOUT)
 #define RANDOM_SECONDS	10
 
 /* Map, unmap and move parts of a file of large folios for some seconds. */
-static void __noreturn map_at_random(int fd, size_t size, unsigned int seed)
+static void __noreturn map_at_random(int fd, size_t size, int folios,
+				     unsigned int seed)
 {
-	const size_t area = (NR_SHMEM + 1) * size;
-	const int pages = NR_SHMEM * size / psize();
+	const size_t area = (folios + 1) * size;
+	const int pages = folios * size / psize();
 	const time_t end = time(NULL) + RANDOM_SECONDS;
 	char *arena, *mem, *p;
 	int i, first, nr;
@@ -428,15 +470,19 @@ static void __noreturn map_at_random(int fd, size_t size, unsigned int seed)
 	_exit(0);
 }
 
-/* Processes do that all at once, and what they map is migrated meanwhile. */
+/*
+ * Processes do that all at once, and what they map is migrated meanwhile, if there
+ * are two nodes.
+ */
 TEST_F_TIMEOUT(statistics, shmem_at_random, TIMEOUT)
 {
 	const size_t size = self->env.pmd_size;
-	int i, n, status, running = NR_RANDOM, fd = shmem_folios(NR_SHMEM, size);
+	int i, n, fd, status, running = NR_RANDOM, folios = NR_SHMEM;
 	struct bitmask *nodes[2];
 	long mapped, anon;
 	pid_t pids[NR_RANDOM];
 
+	fd = shmem_folios(&self->env, &folios);
 	if (fd < 0)
 		SKIP(return, "no file of large folios");
 	mapped = read_pages(self, "file_mapped ");
@@ -445,7 +491,7 @@ TEST_F_TIMEOUT(statistics, shmem_at_random, TIMEOUT)
 		pids[i] = fork();
 		ASSERT_GE(pids[i], 0);
 		if (!pids[i])
-			map_at_random(fd, size, i);
+			map_at_random(fd, size, folios, i);
 	}
 
 	for (i = 0; i < 2; i++) {
@@ -557,6 +603,105 @@ TEST_F_TIMEOUT(statistics, private, TIMEOUT)
 		SKIP(return, "no folios of any size");
 }
 
+/* What /proc/self/numa_maps says of the mapping at @mem, or 0 */
+static long numa_maps_mapmax(char *mem)
+{
+	unsigned long start = 0;
+	char line[4096], *value;
+	long mapmax = 0;
+	FILE *file;
+
+	file = fopen("/proc/self/numa_maps", "r");
+	if (!file)
+		return 0;
+	while (fgets(line, sizeof(line), file)) {
+		if (sscanf(line, "%lx ", &start) != 1 ||
+		    start != (unsigned long)mem)
+			continue;
+		value = strstr(line, " mapmax=");
+		mapmax = value ? atol(value + strlen(" mapmax=")) : 1;
+		break;
+	}
+	fclose(file);
+	return mapmax;
+}
+
+/* Pss of the mapping at @mem, in kB, or -1 */
+static long smaps_pss(char *mem)
+{
+	char line[256], *value;
+
+	value = __get_smap_entry(mem, "Pss:", line, sizeof(line));
+	return value ? atol(value) : -1;
+}
+
+/*
+ * Pages of a folio that are mapped by different numbers of page table entries have
+ * the average of all of its pages, rounded, and at least 1: that is how wrong what
+ * is shown of them can be. Map one page of 32 of a file as often as that, and twice
+ * all of them, which is exact.
+ */
+TEST_F_TIMEOUT(statistics, averages, TIMEOUT)
+{
+	static const int times[] = { 1, 2, 15, 16, 47, 48, 1000 };
+	const size_t size = self->env.pmd_size, part = size / 32;
+	const long pages = size / psize();
+	int i, fd, kpagecount, nr = 1, mapped = 0;
+	unsigned long first;
+	char *mem[1000], *whole[2];
+	long average;
+	uint64_t count;
+
+	fd = shmem_folios(&self->env, &nr);
+	if (fd < 0)
+		SKIP(return, "no file of large folios");
+	kpagecount = open("/proc/kpagecount", O_RDONLY);
+	if (kpagecount < 0)
+		SKIP(return, "no kpagecount");
+
+	for (i = 0; i < ARRAY_SIZE(times); i++) {
+		for (; mapped < times[i]; mapped++) {
+			mem[mapped] = mmap(NULL, part, PROT_READ,
+					   MAP_SHARED | MAP_POPULATE, fd, 0);
+			ASSERT_NE(mem[mapped], MAP_FAILED);
+		}
+		average = (times[i] + 16) / 32 ?: 1;
+		first = pagemap_get_pfn(self->env.pagemap_fd, mem[0]);
+		ASSERT_EQ(pread(kpagecount, &count, sizeof(count),
+				first * sizeof(count)), sizeof(count));
+		EXPECT_EQ(count, average);
+		/* This one is not mapped at all. */
+		ASSERT_EQ(pread(kpagecount, &count, sizeof(count),
+				(first + pages - 1) * sizeof(count)),
+			  sizeof(count));
+		EXPECT_EQ(count, average);
+		/* Both are too small by less than 1.5 times the number of pages. */
+		EXPECT_LT(times[i], average * 48);
+		EXPECT_EQ(smaps_pss(mem[0]), part / 1024 / average);
+		if (numa_available() >= 0)
+			EXPECT_EQ(numa_maps_mapmax(mem[0]), average);
+	}
+	for (i = 0; i < mapped; i++)
+		munmap(mem[i], part);
+
+	for (i = 0; i < 2; i++) {
+		whole[i] = mmap(NULL, size, PROT_READ, MAP_SHARED | MAP_POPULATE,
+				fd, 0);
+		ASSERT_NE(whole[i], MAP_FAILED);
+	}
+	first = pagemap_get_pfn(self->env.pagemap_fd, whole[0]);
+	ASSERT_EQ(pread(kpagecount, &count, sizeof(count),
+			first * sizeof(count)), sizeof(count));
+	EXPECT_EQ(count, 2);
+	EXPECT_EQ(smaps_pss(whole[0]), size / 1024 / 2);
+	if (numa_available() >= 0)
+		EXPECT_EQ(numa_maps_mapmax(whole[0]), 2);
+	for (i = 0; i < 2; i++)
+		munmap(whole[i], size);
+	close(kpagecount);
+	close(fd);
+}
+
 /*
  * A process has a child, and that has one, and each of them maps the memory. Two
  * of them exit, and the one that is left writes to all of it.
@@ -665,7 +810,7 @@ static void be_owners(struct region *r, int left, int fds[2],
 TEST_F_TIMEOUT(owner, reuses_pages, TIMEOUT)
 {
 	struct owner_report *report;
-	int i, fds[2], tested = 0;
+	int i, fds[2], status, tested = 0;
 	struct region r;
 	pid_t pid;
 
@@ -691,8 +836,8 @@ TEST_F_TIMEOUT(owner, reuses_pages, TIMEOUT)
 		}
 		close(fds[0]);
 		close(fds[1]);
-		while (waitpid(-1, NULL, 0) > 0)
-			;
+		while (waitpid(-1, &status, 0) > 0)
+			ASSERT_EQ(status, 0);
 		if (!report->allocated)
 			continue;
 		EXPECT_TRUE(report->done);

@@ -362,23 +362,39 @@ static inline bool maps_large_folio(struct folio_env *env, char *page)
 			      env->kpageflags_fd, &flags) && flags & KPF_THP;
 }
 
-/* A file of shmem that consists of folios that a PMD can map. Returns -1 if not. */
-static inline int shmem_folios(int nr, size_t size)
+/*
+ * A file of shmem that consists of folios that a PMD can map: @nr of them, or as
+ * many as fit into half of the free memory. Returns -1 if there are none.
+ */
+static inline int shmem_folios(struct folio_env *env, int *nr)
 {
-	int fd;
+	const long long fit = free_memory(-1) / 2 / (long long)env->pmd_size;
+	const size_t size = env->pmd_size;
+	bool large = true;
+	char *page;
+	int i, fd;
 
-	if (nr * size > 8 * MAX_BYTES)
+	if (*nr > fit)
+		*nr = fit;
+	if (!size || *nr < 1)
 		return -1;
 	fd = syscall(__NR_memfd_create, "folios", 0);
 	if (fd < 0)
 		return -1;
 	thp_write_string("shmem_enabled", "force");
-	if (fallocate(fd, 0, 0, nr * size)) {
-		close(fd);
-		fd = -1;
-	}
+	large = !fallocate(fd, 0, 0, *nr * size);
 	thp_write_string("shmem_enabled", "never");
-	return fd;
+	for (i = 0; large && i < *nr; i++) {
+		page = mmap(NULL, psize(), PROT_READ, MAP_SHARED | MAP_POPULATE,
+			    fd, i * size);
+		large = page != MAP_FAILED && maps_large_folio(env, page);
+		if (page != MAP_FAILED)
+			munmap(page, psize());
+	}
+	if (large)
+		return fd;
+	close(fd);
+	return -1;
 }
 
 static inline void expect_contents(struct __test_metadata *_metadata,

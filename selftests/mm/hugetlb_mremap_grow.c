@@ -1219,7 +1219,7 @@ TEST_F(grow, beyond_file)
 {
 	int n;
 
-	if (sizeof(long) < sizeof(off_t))
+	if (sizeof(long) < sizeof(loff_t))
 		SKIP(return, "Files are larger than the address space");
 	for (n = 0; n < self->nr_sizes; n++) {
 		const unsigned long size = self->sizes[n];

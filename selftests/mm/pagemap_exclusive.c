@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * What /proc/PID/pagemap and /proc/kpagecount say about how often a page is
- * mapped: bit 56 of a pagemap entry (PM_MMAP_EXCLUSIVE) for every page of a
- * PMD-mapped THP of which another process maps only a part, and the count of
- * pages that cannot be mapped.
+ * What /proc/PID/pagemap, /proc/kpagecount and /proc/PID/smaps say about how
+ * often a page is mapped: bit 56 of a pagemap entry (PM_MMAP_EXCLUSIVE) for every
+ * page of a PMD-mapped THP of which another process maps only a part, the count
+ * of pages that cannot be mapped, and the Pss of a PMD-mapped THP.
  *
  * A kernel that does not count the mappings of each page of a large folio sets
  * the bit for all pages of the folio or for none, unless they were written since
@@ -477,6 +477,26 @@ TEST_F_TIMEOUT(pagemap_exclusive, fully_shared, TIMEOUT)
 TEST_F_TIMEOUT(pagemap_exclusive, fully_exclusive, TIMEOUT)
 {
 	check_thp(_metadata, self, variant->shmem, keep_none);
+}
+
+/* Nobody else has ever mapped it: all of it is this process's share. */
+TEST_F_TIMEOUT(pagemap_exclusive, pss, TIMEOUT)
+{
+	const unsigned long kb = self->pmd_size >> 10;
+	char line[256], *value;
+
+	if (!populate_thp(self, variant->shmem))
+		SKIP(return, "no PMD-mapped THP could be allocated");
+
+	value = __get_smap_entry(self->area, "Rss:", line, sizeof(line));
+	ASSERT_NE(value, NULL);
+	EXPECT_EQ(strtoul(value, NULL, 10), kb);
+
+	value = __get_smap_entry(self->area, "Pss:", line, sizeof(line));
+	ASSERT_NE(value, NULL);
+	EXPECT_EQ(strtoul(value, NULL, 10), kb) {
+		TH_LOG("Pss of %lu kB is %lu kB", kb, strtoul(value, NULL, 10));
+	}
 }
 
 /* Control: the parent maps the THP by PTEs. */
