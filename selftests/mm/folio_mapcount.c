@@ -626,13 +626,12 @@ static long numa_maps_mapmax(char *mem)
 	return mapmax;
 }
 
-/* Pss of the mapping at @mem, in kB, or -1 */
-static long smaps_pss(char *mem)
+/* Pss of the mapping at @mem, in kB */
+static long smaps_pss(char *mem, size_t size)
 {
-	char line[256], *value;
+	struct region r = { .mem = mem, .size = size, .nr = 1 };
 
-	value = __get_smap_entry(mem, "Pss:", line, sizeof(line));
-	return value ? atol(value) : -1;
+	return smaps_sum(&r, "Pss");
 }
 
 /*
@@ -677,7 +676,7 @@ TEST_F_TIMEOUT(statistics, averages, TIMEOUT)
 		EXPECT_EQ(count, average);
 		/* Both are too small by less than 1.5 times the number of pages. */
 		EXPECT_LT(times[i], average * 48);
-		EXPECT_EQ(smaps_pss(mem[0]), part / 1024 / average);
+		EXPECT_EQ(smaps_pss(mem[0], part), part / 1024 / average);
 		if (numa_available() >= 0)
 			EXPECT_EQ(numa_maps_mapmax(mem[0]), average);
 	}
@@ -693,7 +692,7 @@ TEST_F_TIMEOUT(statistics, averages, TIMEOUT)
 	ASSERT_EQ(pread(kpagecount, &count, sizeof(count),
 			first * sizeof(count)), sizeof(count));
 	EXPECT_EQ(count, 2);
-	EXPECT_EQ(smaps_pss(whole[0]), size / 1024 / 2);
+	EXPECT_EQ(smaps_pss(whole[0], size), size / 1024 / 2);
 	if (numa_available() >= 0)
 		EXPECT_EQ(numa_maps_mapmax(whole[0]), 2);
 	for (i = 0; i < 2; i++)
