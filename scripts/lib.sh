@@ -64,6 +64,13 @@ check_fragment() {
 		"one of: $(cd "$top/configs" && echo *.config | sed 's/\.config//g')"
 }
 
+# What i386 has no part in: it is there for the tests that need 32 bits
+check_arch_64() {
+	[ "$1" != i386 ] || die "not for i386" \
+		"use x86_64 or arm64, or scripts/expect i386 --kernel debug+no-page-table-check"
+	check_arch "$1"
+}
+
 # What most scripts take: ARCH TREE [--config FRAGMENT]... kernel_arg reads one
 # argument (and its value) and sets shifted; kernel_args_done checks the whole
 # and leaves arch, tree, and fragments: none that is for the base only if it is
