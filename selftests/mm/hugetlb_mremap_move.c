@@ -2306,27 +2306,57 @@ static void monitored_tables(struct tables_state *st)
 	       monitor.wp + monitor.missing + monitor.minor);
 }
 
-/*
- * Give back memory that has failed: what could not be unmapped, because the lock
- * of the file was busy, would be missing from the pool of huge pages.
- */
-static void restore_bad_pages(struct __test_metadata *_metadata,
-			      struct report *report)
+/* Returns whether the page is not bad any more. */
+static bool unpoison(int kpageflags, unsigned long pfn)
 {
-	int kpageflags = open("/proc/kpageflags", O_RDONLY);
-	unsigned int i, tries, left = 0;
+	unsigned int tries;
 	uint64_t flags;
 
-	for (i = 0; i < report->nr_bad; i++) {
-		for (tries = 0; tries < 100; tries++) {
-			if (pageflags_get(report->bad[i], kpageflags, &flags) ||
-			    !(flags & KPF_HWPOISON) ||
-			    !unpoison_memory(report->bad[i]))
-				break;
-			usleep(1000 * 10);
-		}
-		left += tries == 100;
+	for (tries = 0; tries < 100; tries++) {
+		if (pageflags_get(pfn, kpageflags, &flags) ||
+		    !(flags & KPF_HWPOISON) || !unpoison_memory(pfn))
+			return true;
+		usleep(1000 * 10);
 	}
+	return false;
+}
+
+/* All of memory, as it is not known what to look for. Returns what stays bad. */
+static unsigned int unpoison_all(int kpageflags)
+{
+	uint64_t flags[4096];
+	unsigned long pfn = 0;
+	unsigned int left = 0;
+	ssize_t i, nr;
+
+	while ((nr = pread(kpageflags, flags, sizeof(flags),
+			   pfn * sizeof(*flags)) / (ssize_t)sizeof(*flags)) > 0) {
+		for (i = 0; i < nr; i++) {
+			if (flags[i] & KPF_HWPOISON)
+				left += !unpoison(kpageflags, pfn + i);
+		}
+		pfn += nr;
+	}
+	return left;
+}
+
+/*
+ * Give back memory that has failed: what could not be unmapped, because the lock
+ * of the file was busy, would be missing from the pool of huge pages. It is another
+ * page than the one that was seen if that was replaced just then.
+ */
+static void restore_bad_pages(struct __test_metadata *_metadata,
+			      struct report *report, unsigned long bad_before)
+{
+	int kpageflags = open("/proc/kpageflags", O_RDONLY);
+	unsigned int i, left = 0;
+	unsigned long bad;
+
+	for (i = 0; i < report->nr_bad; i++)
+		left += !unpoison(kpageflags, report->bad[i]);
+	if (report->nr_bad && !get_hardware_corrupted_size(&bad) &&
+	    bad > bad_before)
+		left = unpoison_all(kpageflags);
 	close(kpageflags);
 	report->nr_bad = 0;
 	EXPECT_EQ(left, 0) {
@@ -2350,15 +2380,18 @@ static void tables_test(struct __test_metadata *_metadata,
 			.report = self->report,
 			.size = self->sizes[i],
 		};
-		pid_t pid = fork_child(self->report);
+		unsigned long bad = 0;
+		pid_t pid;
 
+		get_hardware_corrupted_size(&bad);
+		pid = fork_child(self->report);
 		ASSERT_GE(pid, 0);
 		if (!pid)
 			run(&st);
 		tested += child_has_run(_metadata, self->report, pid, st.size,
 					"mremap of a page table");
 		reap_orphans();
-		restore_bad_pages(_metadata, self->report);
+		restore_bad_pages(_metadata, self->report, bad);
 	}
 	if (!tested)
 		SKIP(return, "Not enough address space");
