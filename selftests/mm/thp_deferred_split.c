@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * A page of a huge page is unmapped while the deferred split shrinker takes the
+ * huge page off its list, where it was because it may be underused. Whoever comes
+ * first: it is on the list after that, and is split when the shrinker runs again.
+ */
+
+#include "kselftest_harness.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/sysinfo.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "hugepage_settings.h"
+#include "vm_util.h"
+
+#define THP_ENABLED	"/sys/kernel/mm/transparent_hugepage/enabled"
+#define MAX_THPS	8
+#define MAX_BYTES	(64ul << 20)
+#define ROUNDS		20
+#define SPLIT_TRIES	100
+#define TIMEOUT		600
+
+FIXTURE(thp_deferred_split)
+{
+	size_t size;	/* of a huge page */
+	int nr;
+	char *map;
+	char *mem;	/* where @nr huge pages fit */
+	int kmsg;	/* what the kernel says from now on, or -1 */
+};
+
+/*
+ * Restored when the harness exits, however its children ended. Without root
+ * nothing is changed, and nothing could be restored.
+ */
+static void __attribute__((constructor)) save_settings(void)
+{
+	if (!access(THP_ENABLED, W_OK))
+		thp_save_settings();
+}
+
+/* Run the deferred split shrinker, among others. */
+static void shrink(void)
+{
+	write_num("/proc/sys/vm/drop_caches", 2);
+}
+
+static long read_stat(size_t size, const char *name)
+{
+	char path[128];
+
+	snprintf(path, sizeof(path), "hugepages-%zukB/stats/%s", size >> 10,
+		 name);
+	return thp_read_num(path);
+}
+
+FIXTURE_SETUP(thp_deferred_split)
+{
+	struct thp_settings settings;
+	struct sysinfo info;
+	int i;
+
+	if (geteuid())
+		SKIP(return, "needs root");
+	if (!thp_available() || access(THP_ENABLED, W_OK))
+		SKIP(return, "no transparent huge pages that can be set up");
+
+	self->size = read_pmd_pagesize();
+	ASSERT_GT(self->size, 0);
+	self->nr = MAX_BYTES / self->size;
+	if (self->nr > MAX_THPS)
+		self->nr = MAX_THPS;
+	if (self->nr < 2)
+		self->nr = 2;
+	/* Those of a PMD can be very large: don't get killed for lack of memory. */
+	ASSERT_EQ(sysinfo(&info), 0);
+	if (info.freeram * info.mem_unit / 4 < self->nr * self->size)
+		SKIP(return, "not enough free memory");
+	self->map = mmap(NULL, (self->nr + 1) * self->size, PROT_READ | PROT_WRITE,
+			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	ASSERT_NE(self->map, MAP_FAILED);
+	self->mem = (char *)(((unsigned long)self->map + self->size - 1) &
+			     ~(self->size - 1));
+
+	/* Where the kernel has no log, it is not looked at. */
+	self->kmsg = open("/dev/kmsg", O_RDONLY | O_NONBLOCK);
+	if (self->kmsg >= 0)
+		lseek(self->kmsg, 0, SEEK_END);
+
+	thp_read_settings(&settings);
+	settings.thp_enabled = THP_MADVISE;
+	settings.thp_defrag = THP_DEFRAG_ALWAYS;
+	for (i = 0; i < NR_ORDERS; i++)
+		settings.hugepages[i].enabled = THP_NEVER;
+	settings.hugepages[sz2ord(self->size, psize())].enabled = THP_INHERIT;
+	thp_write_settings(&settings);
+
+	/* Nothing that was queued before is to be split during the test. */
+	shrink();
+}
+
+FIXTURE_TEARDOWN(thp_deferred_split)
+{
+	munmap(self->map, (self->nr + 1) * self->size);
+	if (self->kmsg >= 0)
+		close(self->kmsg);
+	thp_restore_settings();
+}
+
+/* Gets huge pages, and keeps khugepaged away from what becomes of them. */
+static bool get_thps(FIXTURE_DATA(thp_deferred_split) * self)
+{
+	const size_t len = self->nr * self->size;
+	int i;
+
+	if (madvise(self->mem, len, MADV_HUGEPAGE))
+		return false;
+	for (i = 0; i < self->nr; i++)
+		self->mem[i * self->size] = 1;
+	if (madvise(self->mem, len, MADV_NOHUGEPAGE))
+		return false;
+	return check_huge_anon(self->mem, len, self->nr, self->size);
+}
+
+/* @arg: gets how long it took, in microseconds */
+static void *shrink_once(void *arg)
+{
+	struct timespec start, end;
+	long *micros = arg;
+
+	clock_gettime(CLOCK_MONOTONIC, &start);
+	shrink();
+	clock_gettime(CLOCK_MONOTONIC, &end);
+	*micros = (end.tv_sec - start.tv_sec) * 1000000 +
+		  (end.tv_nsec - start.tv_nsec) / 1000;
+	return NULL;
+}
+
+/* Has the kernel found a list that is not linked as it should be? Logs if so. */
+static bool list_corrupted(int kmsg)
+{
+	char record[8192];
+	bool found = false;
+	ssize_t len;
+
+	/* EPIPE: some records were lost, those after them can be read. */
+	while ((len = read(kmsg, record, sizeof(record) - 1)) >= 0 ||
+	       errno == EPIPE) {
+		if (len < 0)
+			continue;
+		record[len] = '\0';
+		if (!strstr(record, "list_del corruption") &&
+		    !strstr(record, "list_add corruption"))
+			continue;
+		ksft_print_msg("%s", record);
+		found = true;
+	}
+	return found;
+}
+
+TEST_F_TIMEOUT(thp_deferred_split, unmapped_while_shrunk, TIMEOUT)
+{
+	long splits, partially_mapped, micros = 0;
+	int i, round, tries, tested = 0;
+	pthread_t thread;
+
+	srand(1);
+	for (round = 0; round < ROUNDS; round++) {
+		partially_mapped = read_stat(self->size, "nr_anon_partially_mapped");
+		if (!get_thps(self))
+			goto next;
+		splits = read_stat(self->size, "split");
+
+		ASSERT_EQ(pthread_create(&thread, NULL, shrink_once, &micros), 0);
+		for (i = 0; i < self->nr; i++) {
+			/* At any moment of what the last one took */
+			usleep(rand() % (micros / self->nr + 1));
+			ASSERT_EQ(madvise(self->mem + i * self->size, psize(),
+					  MADV_DONTNEED), 0);
+		}
+		ASSERT_EQ(pthread_join(thread, NULL), 0);
+
+		for (tries = 0; tries < SPLIT_TRIES; tries++) {
+			if (read_stat(self->size, "split") >= splits + self->nr)
+				break;
+			shrink();
+		}
+		EXPECT_GE(read_stat(self->size, "split"), splits + self->nr) {
+			TH_LOG("huge pages were not found on the list");
+		}
+		EXPECT_LE(read_stat(self->size, "nr_anon_partially_mapped"),
+			  partially_mapped);
+		tested++;
+next:
+		ASSERT_EQ(madvise(self->mem, self->nr * self->size,
+				  MADV_DONTNEED), 0);
+		ASSERT_FALSE(list_corrupted(self->kmsg));
+	}
+	if (!tested)
+		SKIP(return, "no huge pages");
+}
+
+TEST_HARNESS_MAIN
