@@ -5,24 +5,13 @@
  * first: it is on the list after that, and is split when the shrinker runs again.
  */
 
-#include "kselftest_harness.h"
-
 #include <errno.h>
-#include <fcntl.h>
 #include <pthread.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/mman.h>
 #include <sys/sysinfo.h>
 #include <time.h>
-#include <unistd.h>
 
-#include "hugepage_settings.h"
-#include "vm_util.h"
+#include "folio_region.h"
 
-#define THP_ENABLED	"/sys/kernel/mm/transparent_hugepage/enabled"
-#define MAX_THPS	8
-#define MAX_BYTES	(64ul << 20)
 #define ROUNDS		20
 #define SPLIT_TRIES	100
 #define TIMEOUT		600
@@ -36,31 +25,6 @@ FIXTURE(thp_deferred_split)
 	long underused;	/* the setting of before */
 	int kmsg;	/* what the kernel says from now on, or -1 */
 };
-
-/*
- * Restored when the harness exits, however its children ended. Without root
- * nothing is changed, and nothing could be restored.
- */
-static void __attribute__((constructor)) save_settings(void)
-{
-	if (!access(THP_ENABLED, W_OK))
-		thp_save_settings();
-}
-
-/* Run the deferred split shrinker, among others. */
-static void shrink(void)
-{
-	write_num("/proc/sys/vm/drop_caches", 2);
-}
-
-static long read_stat(size_t size, const char *name)
-{
-	char path[128];
-
-	snprintf(path, sizeof(path), "hugepages-%zukB/stats/%s", size >> 10,
-		 name);
-	return thp_read_num(path);
-}
 
 FIXTURE_SETUP(thp_deferred_split)
 {
@@ -76,8 +40,6 @@ FIXTURE_SETUP(thp_deferred_split)
 	self->size = read_pmd_pagesize();
 	ASSERT_GT(self->size, 0);
 	self->nr = MAX_BYTES / self->size;
-	if (self->nr > MAX_THPS)
-		self->nr = MAX_THPS;
 	if (self->nr < 2)
 		self->nr = 2;
 	/* Those of a PMD can be very large: don't get killed for lack of memory. */
@@ -87,8 +49,7 @@ FIXTURE_SETUP(thp_deferred_split)
 	self->map = mmap(NULL, (self->nr + 1) * self->size, PROT_READ | PROT_WRITE,
 			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	ASSERT_NE(self->map, MAP_FAILED);
-	self->mem = (char *)(((unsigned long)self->map + self->size - 1) &
-			     ~(self->size - 1));
+	self->mem = align_up(self->map, self->size);
 
 	/* Where the kernel has no log, it is not looked at. */
 	self->kmsg = open("/dev/kmsg", O_RDONLY | O_NONBLOCK);
@@ -136,18 +97,18 @@ static bool get_thps(FIXTURE_DATA(thp_deferred_split) * self)
 	return check_huge_anon(self->mem, len, self->nr, self->size);
 }
 
-/* @arg: gets how long it took, in microseconds */
+/* Returns how long it took, in microseconds. */
 static void *shrink_once(void *arg)
 {
 	struct timespec start, end;
-	long *micros = arg;
+	long micros;
 
 	clock_gettime(CLOCK_MONOTONIC, &start);
 	shrink();
 	clock_gettime(CLOCK_MONOTONIC, &end);
-	*micros = (end.tv_sec - start.tv_sec) * 1000000 +
-		  (end.tv_nsec - start.tv_nsec) / 1000;
-	return NULL;
+	micros = (end.tv_sec - start.tv_sec) * 1000000 +
+		 (end.tv_nsec - start.tv_nsec) / 1000;
+	return (void *)micros;
 }
 
 /* Has the kernel found a list that is not linked as it should be? Logs if so. */
@@ -186,8 +147,9 @@ static bool all_split(FIXTURE_DATA(thp_deferred_split) * self, long splits,
 
 TEST_F_TIMEOUT(thp_deferred_split, unmapped_while_shrunk, TIMEOUT)
 {
-	long splits, partially_mapped, micros = 0;
 	int i, round, tries, tested = 0;
+	long splits, partially_mapped;
+	void *micros = NULL;
 	pthread_t thread;
 
 	srand(1);
@@ -198,14 +160,14 @@ TEST_F_TIMEOUT(thp_deferred_split, unmapped_while_shrunk, TIMEOUT)
 		if (!get_thps(self))
 			continue;
 
-		ASSERT_EQ(pthread_create(&thread, NULL, shrink_once, &micros), 0);
+		ASSERT_EQ(pthread_create(&thread, NULL, shrink_once, NULL), 0);
 		for (i = 0; i < self->nr; i++) {
 			/* At any moment of what the last one took */
-			usleep(rand() % (micros / self->nr + 1));
+			usleep(rand() % ((long)micros / self->nr + 1));
 			ASSERT_EQ(madvise(self->mem + i * self->size, psize(),
 					  MADV_DONTNEED), 0);
 		}
-		ASSERT_EQ(pthread_join(thread, NULL), 0);
+		ASSERT_EQ(pthread_join(thread, &micros), 0);
 
 		for (tries = 0; tries < SPLIT_TRIES; tries++) {
 			if (all_split(self, splits, partially_mapped))
