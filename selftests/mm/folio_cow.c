@@ -8,27 +8,28 @@
  * swapped out, migrated, split, moved, merged, protected, or pinned, and come and
  * go. Each knows what it has to find there, which nobody else has ever written:
  * every write has a number of its own. Soon none of the folios is large any more:
- * then, and often, all of them end, and others begin again with new ones.
+ * then, and often, all of them end, and others begin again with new ones. The last
+ * one writes to what it has left, which must not be copied for that: it is alone.
  *
- * It goes on for FOLIO_COW_SECONDS, and FOLIO_COW_SEED makes it take the same
- * decisions again, if not at the same time. Both are environment variables.
+ * It goes on for FOLIO_COW_SECONDS, and with the same FOLIO_COW_SEED each process
+ * takes much the same decisions, if not at the same time. Both are environment
+ * variables.
  */
 
 #include <errno.h>
 #include <sched.h>
 #include <stdarg.h>
 #include <stdbool.h>
-#include <stdio.h>
 #include <sys/ioctl.h>
 #include <time.h>
 
 #include "../../../../mm/gup_test.h"
-#include "folio_region.h"
+#include "folio_cgroup.h"
 
 #define MAX_PROCESSES	8
 #define NR_FOLIOS	2
 #define SECONDS		20
-#define ROUND_ACTIONS	256
+#define MAX_ACTIONS	256	/* of a round; some have less */
 #define GUP_TEST	"/sys/kernel/debug/gup_test"
 #define SPLIT_HUGE_PAGES	"/sys/kernel/debug/split_huge_pages"
 
@@ -38,6 +39,8 @@ struct cow_state {
 	unsigned long forks;
 	unsigned long actions;
 	unsigned long large;	/* of those, with a page of a large folio */
+	unsigned long alone;	/* pages of large folios that the last one had */
+	unsigned long max_actions;
 	int processes;
 	time_t end;
 	bool stop;
@@ -49,6 +52,8 @@ struct cow_state {
 struct cow_process {
 	struct cow_state *state;
 	struct folio_env *env;
+	struct folio_cgroup *cgroup;
+	int alive[2];		/* a pipe: it ends when all others have exited */
 	struct region region;
 	char *spare;		/* where parts of the region are moved to, and back */
 	int pages;
@@ -93,11 +98,12 @@ static unsigned long new_ticket(struct cow_process *p)
 /* Those that found something wrong have said so. */
 static void check_status(struct cow_state *state, int status)
 {
-	if (WIFEXITED(status))
+	if (WIFEXITED(status) && (WEXITSTATUS(status) == KSFT_PASS ||
+				  WEXITSTATUS(status) == KSFT_SKIP))
 		return;
 	if (!__atomic_exchange_n(&state->failed, true, __ATOMIC_SEQ_CST))
 		snprintf(state->msg, sizeof(state->msg),
-			 "a process was killed by signal %d", WTERMSIG(status));
+			 "a process ended with status %#x", status);
 	__atomic_store_n(&state->stop, true, __ATOMIC_SEQ_CST);
 }
 
@@ -187,6 +193,17 @@ static void act_pageout(struct cow_process *p, struct cow_range *r)
 	madvise(r->mem, r->len, MADV_PAGEOUT);
 }
 
+/* Of all of them, and whatever is found first */
+static void act_reclaim(struct cow_process *p, struct cow_range *r)
+{
+	char how_much[64];
+
+	if (!p->cgroup->path)
+		return;
+	snprintf(how_much, sizeof(how_much), "%zuK swappiness=max", r->len >> 10);
+	cg_write(p->cgroup->path, "memory.reclaim", how_much);
+}
+
 static void act_migrate(struct cow_process *p, struct cow_range *r)
 {
 	int node = next_random(p, 2) ? p->env->node2 : p->env->node1;
@@ -198,13 +215,13 @@ static void act_migrate(struct cow_process *p, struct cow_range *r)
 			   next_random(p, 2) ? MPOL_MF_MOVE : MPOL_MF_MOVE_ALL);
 }
 
-/* Late, as no folio becomes large again. */
+/* In long rounds, and late, as no folio becomes large again */
 static void act_split(struct cow_process *p, struct cow_range *r)
 {
 	int fd;
 
 	if (__atomic_load_n(&p->state->actions, __ATOMIC_SEQ_CST) <
-	    ROUND_ACTIONS / 4)
+	    MAX_ACTIONS / 4)
 		return;
 	fd = open(SPLIT_HUGE_PAGES, O_WRONLY);
 	if (fd < 0)
@@ -266,8 +283,8 @@ static void act_splice(struct cow_process *p, struct cow_range *r)
 /* Returns true in the child, which goes on like its parent, with other actions. */
 static bool fork_process(struct cow_process *p)
 {
+	unsigned int random = rand_r(&p->random);
 	struct cow_state *state = p->state;
-	unsigned long nth;
 	pid_t pid;
 
 	if (__atomic_add_fetch(&state->processes, 1, __ATOMIC_SEQ_CST) >
@@ -275,10 +292,10 @@ static bool fork_process(struct cow_process *p)
 		__atomic_sub_fetch(&state->processes, 1, __ATOMIC_SEQ_CST);
 		return false;
 	}
-	nth = __atomic_add_fetch(&state->forks, 1, __ATOMIC_SEQ_CST);
+	__atomic_add_fetch(&state->forks, 1, __ATOMIC_SEQ_CST);
 	pid = fork();
 	if (!pid) {
-		p->random += 7919 * nth;
+		p->random = random;
 		/* Its own, not that of its parent */
 		close(p->env->pagemap_fd);
 		p->env->pagemap_fd = open("/proc/self/pagemap", O_RDONLY);
@@ -344,6 +361,79 @@ static void __noreturn leave(struct cow_process *p)
 	_exit(KSFT_PASS);
 }
 
+#define KSM_RUN		"/sys/kernel/mm/ksm/run"
+#define KPF_SWAPCACHE	BIT_ULL(13)
+#define KPF_KSM		BIT_ULL(21)
+
+/*
+ * Is the page one of a large folio of which the next page is mapped as well, and
+ * which is nothing but that? A last page that is mapped may always be copied.
+ */
+static bool is_in_large_folio(struct cow_process *p, int page,
+			      unsigned long pfn)
+{
+	const uint64_t other = KPF_KSM | KPF_SWAPCACHE;
+	uint64_t flags, next;
+
+	return page + 1 < p->pages &&
+	       pagemap_get_pfn(p->env->pagemap_fd,
+			       (char *)first_word(p, page + 1)) == pfn + 1 &&
+	       !pageflags_get(pfn, p->env->kpageflags_fd, &flags) &&
+	       !pageflags_get(pfn + 1, p->env->kpageflags_fd, &next) &&
+	       (flags & KPF_THP) && (next & KPF_COMPOUND_TAIL) &&
+	       !(flags & other);
+}
+
+/* A folio in two mappings, which can happen, is not known to be ours alone. */
+static bool in_one_vma(struct region *r)
+{
+	const unsigned long mem = (unsigned long)r->mem;
+	unsigned long start, end;
+	bool found = false;
+	char line[256];
+	FILE *file;
+
+	file = fopen("/proc/self/maps", "r");
+	if (!file)
+		return false;
+	while (!found && fgets(line, sizeof(line), file))
+		found = sscanf(line, "%lx-%lx", &start, &end) == 2 &&
+			start <= mem && end >= mem + r->nr * r->size;
+	fclose(file);
+	return found;
+}
+
+/* Nobody else is there: pages of large folios are not copied any more. */
+static void __noreturn be_last(struct cow_process *p)
+{
+	unsigned long pfn;
+	char c;
+	int i;
+
+	close(p->alive[1]);
+	if (read(p->alive[0], &c, 1) || !in_one_vma(&p->region))
+		leave(p);
+	/* Nor does KSM look at them, or are they on their way to the LRU. */
+	if (!access(KSM_RUN, W_OK))
+		write_num(KSM_RUN, 0);
+	write_num("/proc/sys/vm/drop_caches", 1);
+
+	for (i = 0; i < p->pages; i++) {
+		check_page(p, i, "being left alone");
+		pfn = pagemap_get_pfn(p->env->pagemap_fd,
+				      (char *)first_word(p, i));
+		if (!is_in_large_folio(p, i, pfn))
+			continue;
+		write_page(p, i);
+		if (pagemap_get_pfn(p->env->pagemap_fd,
+				    (char *)first_word(p, i)) != pfn)
+			give_up(p, "%zukB: process %d is alone, and page %d was copied",
+				p->region.size >> 10, getpid(), i);
+		p->state->alone++;
+	}
+	leave(p);
+}
+
 /* As long as there are others, who have what this one had. */
 static void act_exit(struct cow_process *p, struct cow_range *r)
 {
@@ -366,6 +456,7 @@ static const struct {
 	{ act_read, 8 },
 	{ act_drop, 2 },
 	{ act_pageout, 2 },
+	{ act_reclaim, 1 },
 	{ act_migrate, 2 },
 	{ act_split, 2 },
 	{ act_protect, 1 },
@@ -394,7 +485,7 @@ static void __noreturn be_process(struct cow_process *p)
 		if (maps_large_folio(p->env, range.mem))
 			__atomic_add_fetch(&p->state->large, 1, __ATOMIC_SEQ_CST);
 		if (__atomic_add_fetch(&p->state->actions, 1, __ATOMIC_SEQ_CST) >=
-		    ROUND_ACTIONS)
+		    p->state->max_actions)
 			__atomic_store_n(&p->state->stop, true, __ATOMIC_SEQ_CST);
 		actions[i].act(p, &range);
 		while (waitpid(-1, &status, WNOHANG) > 0)
@@ -403,6 +494,8 @@ static void __noreturn be_process(struct cow_process *p)
 			for (i = 0; i < p->pages; i++)
 				check_page(p, i, "some actions");
 	}
+	if (!__atomic_sub_fetch(&p->state->processes, 1, __ATOMIC_SEQ_CST))
+		be_last(p);
 	leave(p);
 }
 
@@ -437,7 +530,6 @@ static void __noreturn be_first(struct cow_process *p, size_t size, int seconds)
 	be_process(p);
 }
 
-#define KSM_RUN		"/sys/kernel/mm/ksm/run"
 #define KSM_SLEEP	"/sys/kernel/mm/ksm/sleep_millisecs"
 
 static unsigned long ksm_run, ksm_sleep;
@@ -465,6 +557,7 @@ static void __attribute__((constructor)) save_ksm(void)
 FIXTURE(folio_cow)
 {
 	struct folio_env env;
+	struct folio_cgroup cgroup;
 	bool ksm;
 };
 
@@ -477,14 +570,19 @@ FIXTURE_SETUP(folio_cow)
 	/* Those whose parents are gone are waited for as well. */
 	ASSERT_EQ(prctl(PR_SET_CHILD_SUBREAPER, 1), 0);
 	self->ksm = !access(KSM_RUN, W_OK);
-	if (self->ksm) {
+	if (self->ksm)
 		write_num(KSM_SLEEP, 5);
-		write_num(KSM_RUN, 1);
-	}
+	else
+		ksft_print_msg("no KSM: pages are not merged\n");
+	if (access(GUP_TEST, W_OK))
+		ksft_print_msg("no gup_test: pages are not pinned\n");
+	if (!folio_cgroup_enter(&self->cgroup, "folio_cow"))
+		ksft_print_msg("no memory cgroup: no reclaim, nothing is counted\n");
 }
 
 FIXTURE_TEARDOWN(folio_cow)
 {
+	folio_cgroup_leave(&self->cgroup);
 	thp_restore_settings();
 }
 
@@ -504,11 +602,18 @@ static bool run_round(struct cow_process *process, size_t size, int seconds)
 
 	memset(state, 0, sizeof(*state));
 	state->processes = 1;
+	state->max_actions = MAX_ACTIONS >> next_random(process, 5);
+	if (!access(KSM_RUN, W_OK))
+		write_num(KSM_RUN, 1);
+	if (pipe(process->alive))
+		return false;
 	/* Until it knows better, which takes no more than some seconds. */
 	state->end = time(NULL) + 600;
 	pid = fork();
 	if (!pid)
 		be_first(process, size, seconds);
+	close(process->alive[0]);
+	close(process->alive[1]);
 	if (pid < 0)
 		return false;
 
@@ -524,19 +629,50 @@ static bool run_round(struct cow_process *process, size_t size, int seconds)
 	return state->ticket > 0;
 }
 
+/* What a process may have allocated for itself, in pages */
+#define SLACK		32
+
+/* Nothing is left of the folios, and nothing that counts them. Logs if so. */
+static bool is_cleaned_up(FIXTURE_DATA(folio_cow) * self, size_t size,
+			  struct folio_stats *before, long anon)
+{
+	struct folio_stats now = {};
+	int tries;
+
+	for (tries = 0; tries < 100; tries++) {
+		/* What was swapped out when the last process exited may be left. */
+		if (self->cgroup.path)
+			cg_write(self->cgroup.path, "memory.reclaim",
+				 "64M swappiness=max");
+		now = read_stats(size);
+		if (now.nr_anon == before->nr_anon &&
+		    now.partially_mapped == before->partially_mapped)
+			break;
+		usleep(1000 * 50);
+	}
+	if (tries == 100) {
+		ksft_print_msg("%zukB: %ld folios are left, %ld partially mapped\n",
+			       size >> 10, now.nr_anon - before->nr_anon,
+			       now.partially_mapped - before->partially_mapped);
+		return false;
+	}
+	return !self->cgroup.path ||
+	       folio_cgroup_counts(&self->cgroup, "anon ", anon, 0, SLACK, size,
+				   "when all processes have ended");
+}
+
 TEST_F_TIMEOUT(folio_cow, random, 3600)
 {
 	const long seconds = env_number("FOLIO_COW_SECONDS", SECONDS);
 	const long seed = env_number("FOLIO_COW_SEED", time(NULL));
-	struct cow_process process = { .env = &self->env };
+	struct cow_process process = {
+		.env = &self->env,
+		.cgroup = &self->cgroup,
+	};
 	struct cow_state *state;
 	int i, tested = 0;
 
 	TH_LOG("FOLIO_COW_SEED=%ld", seed);
-	if (access(GUP_TEST, W_OK))
-		ksft_print_msg("no gup_test: pages are not pinned\n");
-	if (!self->ksm)
-		ksft_print_msg("no KSM: pages are not merged\n");
 	state = mmap(NULL, psize(), PROT_READ | PROT_WRITE,
 		     MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	ASSERT_NE(state, MAP_FAILED);
@@ -545,9 +681,14 @@ TEST_F_TIMEOUT(folio_cow, random, 3600)
 	for (i = 0; i < self->env.nr_sizes && !state->failed; i++) {
 		const time_t end = time(NULL) + 1 + seconds / self->env.nr_sizes;
 		const size_t size = self->env.sizes[i];
+		struct folio_stats before = read_stats(size);
 		struct cow_state sum = {};
 		int rounds = 0;
+		long anon = 0;
 		time_t now;
+
+		if (self->cgroup.path)
+			anon = folio_cgroup_pages(&self->cgroup, "anon ");
 
 		for (now = time(NULL); now < end && !state->failed; now = time(NULL)) {
 			process.random = seed + i + 104729 * rounds;
@@ -556,6 +697,7 @@ TEST_F_TIMEOUT(folio_cow, random, 3600)
 			sum.ticket += state->ticket;
 			sum.actions += state->actions;
 			sum.large += state->large;
+			sum.alone += state->alone;
 			sum.forks += state->forks;
 			rounds++;
 		}
@@ -567,8 +709,11 @@ TEST_F_TIMEOUT(folio_cow, random, 3600)
 		TH_LOG("%zukB: %d rounds, %lu writes, %lu actions (%lu on large folios), %lu forks",
 		       size >> 10, rounds, sum.ticket, sum.actions, sum.large,
 		       sum.forks);
+		TH_LOG("%zukB: the last ones had %lu pages of large folios",
+		       size >> 10, sum.alone);
 		EXPECT_GT(sum.forks, 0);
 		EXPECT_GT(sum.large, 0);
+		EXPECT_TRUE(is_cleaned_up(self, size, &before, anon));
 		tested++;
 	}
 	munmap(state, psize());

@@ -6,14 +6,16 @@
  * and see what comes of the third one.
  *
  * The limit is that of all folios in the system. Others who map the same large
- * folio of a file, or share anonymous ones, may get SIGBUS for a moment.
+ * folio of a file, or share anonymous ones, may get SIGBUS for a moment; and those
+ * who fork() ENOMEM, if there are more of them than that who read the clock: vvar
+ * has pages that a driver has inserted, too.
  */
 
 #include <errno.h>
 #include <linux/io_uring.h>
+#include <linux/mman.h>
 #include <linux/userfaultfd.h>
 #include <pthread.h>
-#include <setjmp.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <sys/ioctl.h>
@@ -143,30 +145,6 @@ FIXTURE_TEARDOWN(map_limit)
 		close(self->fd);
 }
 
-static sigjmp_buf bus_env;
-
-static void on_bus_error(int sig)
-{
-	siglongjmp(bus_env, 1);
-}
-
-/* Does the access get SIGBUS? */
-static bool bus_error(char *p, bool write)
-{
-	bool error = true;
-
-	signal(SIGBUS, on_bus_error);
-	if (!sigsetjmp(bus_env, 1)) {
-		if (write)
-			__atomic_fetch_add(p, 0, __ATOMIC_SEQ_CST);
-		else
-			FORCE_READ(*p);
-		error = false;
-	}
-	signal(SIGBUS, SIG_DFL);
-	return error;
-}
-
 /* How many pages do not have what was written to the file? */
 static long wrong_pages(FIXTURE_DATA(map_limit) * self, char *mem)
 {
@@ -223,6 +201,9 @@ static void check_shared(struct __test_metadata *_metadata,
 	EXPECT_FALSE(bus_error(self->mem[0], true));
 	EXPECT_EQ(wrong_pages(self, self->mem[1]), 0);
 
+	/* Nothing around it is mapped, either. */
+	EXPECT_EQ(present_pages(self, self->env.pagemap_fd, mem), 0);
+
 	/* One page less is mapped: that one may be mapped. */
 	ASSERT_EQ(munmap(self->mem[1], psize()), 0);
 	EXPECT_FALSE(bus_error(mem, false));
@@ -243,6 +224,22 @@ TEST_F_TIMEOUT(map_limit, shared_pmd, TIMEOUT)
 	check_shared(_metadata, self,
 		     map_file_aligned(self, self->fd, PROT_READ | PROT_WRITE,
 				      MAP_SHARED));
+}
+
+/* Nothing is mapped in advance, either. */
+TEST_F_TIMEOUT(map_limit, collapse, TIMEOUT)
+{
+	char *mem = map_file_aligned(self, self->fd, PROT_READ | PROT_WRITE,
+				     MAP_SHARED);
+
+	ASSERT_NE(mem, MAP_FAILED);
+	EXPECT_NE(madvise(mem, self->size, MADV_COLLAPSE), 0);
+	EXPECT_EQ(present_pages(self, self->env.pagemap_fd, mem), 0);
+
+	ASSERT_EQ(munmap(self->mem[1], self->size), 0);
+	EXPECT_EQ(madvise(mem, self->size, MADV_COLLAPSE), 0);
+	EXPECT_EQ(present_pages(self, self->env.pagemap_fd, mem), self->pages);
+	EXPECT_EQ(wrong_pages(self, mem), 0);
 }
 
 TEST_F_TIMEOUT(map_limit, shared_write, TIMEOUT)
@@ -341,6 +338,92 @@ TEST_F_TIMEOUT(map_limit, fork_private, TIMEOUT)
 	EXPECT_EQ(child_failed(pid, what), 0);
 	EXPECT_EQ(present_pages(self, self->env.pagemap_fd, mem), self->pages);
 	EXPECT_EQ(wrong_pages(self, mem), 0);
+}
+
+#define MIGRATING_FORKS	50
+
+static void __noreturn migrate_page(pid_t pid, void *page, const int *nodes)
+{
+	int i, status;
+
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	for (i = 0;; i++)
+		move_pages(pid, 1, &page, &nodes[i % 2], &status,
+			   MPOL_MF_MOVE_ALL);
+}
+
+/* How often are pages of the folio mapped, on average? */
+static long average_mapped(int kpagecount, unsigned long pfn)
+{
+	uint64_t count;
+
+	if (pread(kpagecount, &count, sizeof(count), pfn * sizeof(count)) !=
+	    sizeof(count))
+		return -1;
+	return count;
+}
+
+/*
+ * What migration finds mapped it maps again, whatever the limit is. That is no more
+ * than there was, as children that are forked meanwhile do not get it; but while it
+ * is not mapped others can be, so there can be twice as much.
+ */
+TEST_F_TIMEOUT(map_limit, fork_migrating, TIMEOUT)
+{
+	const int nodes[] = { self->env.node1, self->env.node2 };
+	const int kpagecount = open("/proc/kpagecount", O_RDONLY);
+	pid_t mover, pids[MIGRATING_FORKS];
+	unsigned long pfn, last = 0;
+	int i, moved = 0;
+	char *mem;
+
+	if (self->env.node2 < 0)
+		SKIP(return, "needs two NUMA nodes with memory to use");
+	if (kpagecount < 0)
+		SKIP(return, "no kpagecount");
+	restore_limit();
+	mem = map_file(self, PROT_READ | PROT_WRITE, MAP_PRIVATE);
+	ASSERT_NE(mem, MAP_FAILED);
+	/* fork() copies what is mapped of a VMA only if it has a page of its own. */
+	mem[0] = file_byte(0);
+	ASSERT_EQ(wrong_pages(self, mem), 0);
+	set_limit(3 * self->pages - 1);
+
+	mover = fork();
+	ASSERT_GE(mover, 0);
+	if (!mover)
+		migrate_page(getppid(), self->mem[0], nodes);
+	for (i = 0; i < MIGRATING_FORKS; i++) {
+		pids[i] = fork();
+		ASSERT_GE(pids[i], 0);
+		if (!pids[i]) {
+			prctl(PR_SET_PDEATHSIG, SIGKILL);
+			for (;;)
+				pause();
+		}
+		pfn = pagemap_get_pfn(self->env.pagemap_fd, self->mem[0]);
+		moved += pfn != last;
+		last = pfn;
+	}
+	ASSERT_EQ(kill(mover, SIGKILL), 0);
+	ASSERT_EQ(waitpid(mover, NULL, 0), mover);
+	EXPECT_GT(moved, 2);
+	EXPECT_EQ(wrong_pages(self, mem), 0);
+	EXPECT_EQ(wrong_pages(self, self->mem[1]), 0);
+	pfn = pagemap_get_pfn(self->env.pagemap_fd, self->mem[0]);
+	EXPECT_LE(average_mapped(kpagecount, pfn), 6);
+
+	/* All of it can be given back. */
+	for (i = 0; i < MIGRATING_FORKS; i++) {
+		ASSERT_EQ(kill(pids[i], SIGKILL), 0);
+		ASSERT_EQ(waitpid(pids[i], NULL, 0), pids[i]);
+	}
+	EXPECT_EQ(average_mapped(kpagecount, pfn), 3);
+	ASSERT_EQ(munmap(mem, self->size), 0);
+	ASSERT_EQ(munmap(self->mem[0], self->size), 0);
+	ASSERT_EQ(munmap(self->mem[1], self->size), 0);
+	EXPECT_EQ(average_mapped(kpagecount, pfn), 0);
+	close(kpagecount);
 }
 
 /* A userfaultfd of the mapping, or -1 */
@@ -516,6 +599,33 @@ TEST_F_TIMEOUT(map_limit_other, fork_anon, TIMEOUT)
 		SKIP(return, "no folios of any size");
 }
 
+/* A PMD counts for all of its pages: it can be split. */
+TEST_F_TIMEOUT(map_limit_other, split_anon, TIMEOUT)
+{
+	struct folio_env *env = &self->env;
+	int i, fds[2];
+	struct region r;
+	pid_t pid;
+
+	if (env->sizes[env->nr_sizes - 1] != env->pmd_size ||
+	    !region_alloc(env, &r, env->pmd_size, 0))
+		SKIP(return, "no folios of PMD size");
+	pid = fork_child(fds);
+	ASSERT_GT(pid, 0);
+	set_limit(r.size / psize());
+	for (i = 0; i < r.nr; i++)
+		ASSERT_EQ(mprotect(r.mem + i * r.size, psize(), PROT_READ), 0);
+	expect_contents(_metadata, &r);
+	for (i = 0; i < r.nr; i++)
+		ASSERT_EQ(munmap(r.mem + i * r.size, r.size / 2), 0);
+	restore_limit();
+	ASSERT_TRUE(end_child(pid, fds));
+	EXPECT_EQ(read_stats(r.size).partially_mapped,
+		  r.full.partially_mapped + r.nr);
+	region_free(&r);
+	EXPECT_EQ(read_stats(r.size).partially_mapped, r.empty.partially_mapped);
+}
+
 /* What comes back from the swap cache while another process maps it */
 TEST_F_TIMEOUT(map_limit_other, swap_in, TIMEOUT)
 {
@@ -580,16 +690,19 @@ next:
 		SKIP(return, "nothing came from the swap cache: no swap?");
 }
 
+/* So many as no other page of a driver has, like those of vvar */
+#define DRIVER_MAPPINGS	4096
+
 /* A driver's memory, which no fault brings back: the ring of an io_uring */
 static void test_driver(struct __test_metadata *_metadata,
 			struct folio_env *env, unsigned int entries, bool large)
 {
 	struct io_uring_params params = {};
-	char *mem, *second;
+	char *mem, *more;
 	uint64_t flags;
 	size_t len;
 	pid_t pid;
-	int fd;
+	int fd, i;
 
 	fd = syscall(__NR_io_uring_setup, entries, &params);
 	if (fd < 0)
@@ -605,10 +718,15 @@ static void test_driver(struct __test_metadata *_metadata,
 		SKIP(return, "the ring is not in one %s folio",
 		     large ? "large" : "small");
 
-	set_limit(len / psize());
-	second = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_SHARED, fd,
-		      IORING_OFF_SQES);
-	EXPECT_EQ(second, MAP_FAILED);
+	for (i = 1; i < DRIVER_MAPPINGS / (len / psize()); i++) {
+		more = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_SHARED, fd,
+			    IORING_OFF_SQES);
+		ASSERT_NE(more, MAP_FAILED);
+	}
+	set_limit(i * (len / psize()));
+	more = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_SHARED, fd,
+		    IORING_OFF_SQES);
+	EXPECT_EQ(more, MAP_FAILED);
 	EXPECT_EQ(errno, EOVERFLOW);
 	pid = fork();
 	if (!pid)
@@ -617,9 +735,9 @@ static void test_driver(struct __test_metadata *_metadata,
 	EXPECT_EQ(errno, ENOMEM);
 
 	restore_limit();
-	second = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_SHARED, fd,
-		      IORING_OFF_SQES);
-	EXPECT_NE(second, MAP_FAILED);
+	more = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_SHARED, fd,
+		    IORING_OFF_SQES);
+	EXPECT_NE(more, MAP_FAILED);
 	pid = fork();
 	if (!pid)
 		_exit(0);

@@ -783,7 +783,7 @@ TEST_F_TIMEOUT(folio_migrate, accessed, TIMEOUT)
 	/* Somebody may have a look at a few: reclaim, DAMON. */
 	supported = region_referenced(&r) >= len / 2;
 	region_free(&r);
-	if (!supported)
+	if (!supported && __test_passed(_metadata))
 		SKIP(return, "no accessed bits in migration entries");
 
 	for (i = 0; self->env.sizes[i] != self->env.pmd_size; i++) {
@@ -798,8 +798,62 @@ TEST_F_TIMEOUT(folio_migrate, accessed, TIMEOUT)
 		region_free(&r);
 		tested++;
 	}
-	if (!tested)
+	if (!tested && __test_passed(_metadata))
 		SKIP(return, "no folios below the size of a PMD");
+}
+
+/* Runs of pages, and single ones, of which all folios have some */
+static bool is_touched(int page)
+{
+	return page % 8 < 3 || page % 8 == 5;
+}
+
+/* Pages of a folio are accessed, or not, one by one. */
+TEST_F_TIMEOUT(folio_migrate, accessed_in_part, TIMEOUT)
+{
+	const int clear_refs = open("/proc/self/clear_refs", O_WRONLY);
+	const int nodes[] = { self->env.node2, self->env.node1 };
+	long before, after;
+	struct region r;
+	int i, n, tested = 0;
+
+	ASSERT_GE(clear_refs, 0);
+	for (i = 0; i < self->env.nr_sizes; i++) {
+		const size_t size = self->env.sizes[i];
+
+		if (size == self->env.pmd_size)
+			continue;
+		if (!region_alloc(&self->env, &r, size, 0))
+			continue;
+		ASSERT_EQ(write(clear_refs, "1", 1), 1);
+		/* The TLB is to forget them, too. */
+		ASSERT_EQ(mprotect(r.mem, r.nr * size, PROT_READ), 0);
+		ASSERT_EQ(mprotect(r.mem, r.nr * size, PROT_READ | PROT_WRITE), 0);
+		for (n = 0; n < nr_pages(&r); n++)
+			if (is_touched(n))
+				FORCE_READ(r.mem[(size_t)n * psize()]);
+		before = region_referenced(&r);
+		ASSERT_GT(before, 0);
+		ASSERT_LT(before, r.nr * size);
+		for (n = 0; n < ARRAY_SIZE(nodes); n++) {
+			EXPECT_EQ(region_move(&r, nodes[n], MPOL_MF_MOVE, 5), 0);
+			after = region_referenced(&r);
+			if (!after && __test_passed(_metadata))
+				SKIP(goto end, "no accessed bits in migration entries");
+			/* Somebody may have a look at a few: reclaim, DAMON. */
+			EXPECT_LE(after, before);
+			EXPECT_GT(after, before / 4 * 3) {
+				TH_LOG("%zukB: %ld of %ld accessed bytes are left",
+				       size >> 10, after, before);
+			}
+		}
+		region_free(&r);
+		tested++;
+	}
+	if (!tested && __test_passed(_metadata))
+		SKIP(goto end, "no folios below the size of a PMD");
+end:
+	close(clear_refs);
 }
 
 struct mover {

@@ -10,6 +10,7 @@
 #include <fcntl.h>
 #include <numa.h>
 #include <numaif.h>
+#include <setjmp.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -352,6 +353,89 @@ static inline bool end_child(pid_t pid, int fds[2])
 
 	close(fds[1]);
 	return waitpid(pid, &status, 0) == pid && !status;
+}
+
+#define NR_FORKERS	2
+
+/* Children that fork others, which exit at once, until they are stopped */
+struct forkers {
+	pid_t pids[NR_FORKERS];
+	int stop[2];
+};
+
+static inline void __noreturn fork_until_stopped(int stop)
+{
+	int status;
+	pid_t pid;
+	char c;
+
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	fcntl(stop, F_SETFL, O_NONBLOCK);
+	while (read(stop, &c, 1) < 0) {
+		pid = fork();
+		if (!pid)
+			_exit(0);
+		if (pid < 0 || waitpid(pid, &status, 0) != pid || status)
+			_exit(1);
+	}
+	_exit(0);
+}
+
+static inline bool start_forkers(struct forkers *forkers)
+{
+	int i;
+
+	if (pipe(forkers->stop))
+		return false;
+	for (i = 0; i < NR_FORKERS; i++) {
+		forkers->pids[i] = fork();
+		if (!forkers->pids[i]) {
+			close(forkers->stop[1]);
+			fork_until_stopped(forkers->stop[0]);
+		}
+		if (forkers->pids[i] < 0)
+			return false;
+	}
+	return true;
+}
+
+/* Returns whether none of them met an error. */
+static inline bool stop_forkers(struct forkers *forkers)
+{
+	bool good = true;
+	int i, status;
+
+	close(forkers->stop[0]);
+	close(forkers->stop[1]);
+	for (i = 0; i < NR_FORKERS; i++)
+		if (waitpid(forkers->pids[i], &status, 0) != forkers->pids[i] ||
+		    status)
+			good = false;
+	return good;
+}
+
+static sigjmp_buf bus_env;
+
+static inline void on_bus_error(int sig)
+{
+	siglongjmp(bus_env, 1);
+}
+
+/* Does the access get SIGBUS? */
+static inline bool bus_error(char *p, bool write)
+{
+	bool error = true;
+
+	signal(SIGBUS, on_bus_error);
+	if (!sigsetjmp(bus_env, 1)) {
+		if (write)
+			__atomic_fetch_add(p, 0, __ATOMIC_SEQ_CST);
+		else
+			FORCE_READ(*p);
+		error = false;
+	}
+	signal(SIGBUS, SIG_DFL);
+	return error;
 }
 
 static inline bool maps_large_folio(struct folio_env *env, char *page)

@@ -35,7 +35,14 @@
 #define RACE_SECS	60
 #define STALL_SECS	60
 
-HUGETLB_SETUP_DEFAULT_PAGES(NR_PAGES)
+/* No larger pool is made: then the tests use what is there. */
+#define MAX_POOL_SIZE	(512UL << 20)
+
+static void __attribute__((constructor)) setup_pool(void)
+{
+	if (default_huge_page_size() <= MAX_POOL_SIZE / NR_PAGES)
+		hugetlb_setup_default(NR_PAGES);
+}
 
 static unsigned long hugetlb_attr(unsigned long size, const char *name)
 {

@@ -22,9 +22,24 @@ FIXTURE(thp_deferred_split)
 	int nr;
 	char *map;
 	char *mem;	/* where @nr huge pages fit */
-	long underused;	/* the setting of before */
 	int kmsg;	/* what the kernel says from now on, or -1 */
 };
+
+static unsigned long shrink_underused;
+
+static void restore_shrink_underused(void)
+{
+	thp_write_num("shrink_underused", shrink_underused);
+}
+
+/* Restored when the harness exits, however its children ended. */
+static void __attribute__((constructor)) save_shrink_underused(void)
+{
+	if (access(THP_ENABLED, W_OK))
+		return;
+	shrink_underused = thp_read_num("shrink_underused");
+	atexit(restore_shrink_underused);
+}
 
 FIXTURE_SETUP(thp_deferred_split)
 {
@@ -62,9 +77,9 @@ FIXTURE_SETUP(thp_deferred_split)
 	for (i = 0; i < NR_ORDERS; i++)
 		settings.hugepages[i].enabled = THP_NEVER;
 	settings.hugepages[sz2ord(self->size, psize())].enabled = THP_INHERIT;
+	/* Huge pages are queued from the beginning, but none is underused. */
+	settings.khugepaged.max_ptes_none = self->size / psize() - 1;
 	thp_write_settings(&settings);
-	/* Huge pages are queued from the beginning. */
-	self->underused = thp_read_num("shrink_underused");
 	thp_write_num("shrink_underused", 1);
 
 	/* Nothing that was queued before is to be split during the test. */
@@ -76,7 +91,7 @@ FIXTURE_TEARDOWN(thp_deferred_split)
 	munmap(self->map, (self->nr + 1) * self->size);
 	if (self->kmsg >= 0)
 		close(self->kmsg);
-	thp_write_num("shrink_underused", self->underused);
+	restore_shrink_underused();
 	thp_restore_settings();
 }
 

@@ -195,7 +195,7 @@ TEST_F(uffd_move_tables, across_the_end)
 		};
 
 		if (!src || !dst)
-			SKIP(return, "not enough address space");
+			break;
 		write_numbers(src);
 		ASSERT_EQ(ioctl(self->uffd, UFFDIO_REGISTER, &reg), 0);
 		for (i = 0; i < NR_TABLES; i++) {
@@ -229,6 +229,8 @@ TEST_F(uffd_move_tables, across_the_end)
 		unmap_tables(dst);
 		unmap_tables(src);
 	}
+	if (!round && __test_passed(_metadata))
+		SKIP(return, "not enough address space");
 }
 
 TEST_HARNESS_MAIN
