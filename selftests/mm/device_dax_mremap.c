@@ -608,4 +608,45 @@ TEST_F(device_dax_mremap, fork_with_guard)
 	expect_no_complaint(_metadata, self);
 }
 
+#define LIMIT_FILE	"/sys/kernel/debug/folio_map_limit"
+#define MAPPINGS	64	/* more than others have of any large folio */
+
+/* A leaf counts once. One more than the limit gets SIGBUS, like that of a page. */
+TEST_F(device_dax_mremap, map_limit)
+{
+	const size_t len = (MAPPINGS + 2) * self->leaf;
+	unsigned long limit;
+	char *arena, *addr;
+	uint64_t value;
+	int i, error;
+
+	if (access(LIMIT_FILE, W_OK))
+		SKIP(return, "needs debugfs, and a kernel with CONFIG_DEBUG_VM");
+	limit = read_num(LIMIT_FILE);
+	arena = mmap(NULL, len, PROT_NONE,
+		     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (arena == MAP_FAILED)
+		SKIP(return, "%d leaves do not fit the address space", MAPPINGS);
+	addr = (char *)(((unsigned long)arena + self->leaf - 1) &
+			~(self->leaf - 1));
+	/* The control is one of them. */
+	for (i = 1; i < MAPPINGS; i++, addr += self->leaf) {
+		ASSERT_EQ(map_leaves(self, addr, 1), addr);
+		ASSERT_EQ(read_leaf(self, addr), 1);
+	}
+	ASSERT_EQ(map_leaves(self, addr, 1), addr);
+	write_num(LIMIT_FILE, MAPPINGS);
+	error = try_read(addr + self->probe, &value);
+	write_num(LIMIT_FILE, limit);
+	EXPECT_NE(error, 0) {
+		TH_LOG("a leaf was mapped more often than the limit is");
+	}
+	if (error)
+		EXPECT_EQ(read_leaf(self, addr), 1);
+	expect_leaf(_metadata, self, addr, 0);
+	ASSERT_EQ(munmap(arena, len), 0);
+	expect_leaves(_metadata, self, 0);
+	expect_no_complaint(_metadata, self);
+}
+
 TEST_HARNESS_MAIN

@@ -504,6 +504,42 @@ TEST_F_TIMEOUT(map_limit, fork_protected, TIMEOUT)
 	close(uffd);
 }
 
+/* Nor can a page be left out of the child that must not be accessed there. */
+TEST_F_TIMEOUT(map_limit, fork_rw_protected, TIMEOUT)
+{
+	struct uffdio_rwprotect rwp = {
+		.range = { .start = (unsigned long)self->mem[0],
+			   .len = self->size / 2 },
+		.mode = UFFDIO_RWPROTECT_MODE_RWP,
+	};
+	pthread_t thread;
+	void *child_uffd;
+	pid_t pid;
+	int uffd;
+
+	uffd = open_userfaultfd(self, self->mem[0], UFFD_FEATURE_EVENT_FORK |
+				UFFD_FEATURE_RWP, UFFDIO_REGISTER_MODE_RWP);
+	if (uffd < 0)
+		SKIP(return, "no userfaultfd that protects from reading");
+	ASSERT_EQ(ioctl(uffd, UFFDIO_RWPROTECT, &rwp), 0);
+	pid = fork();
+	if (!pid)
+		_exit(0);
+	EXPECT_EQ(pid, -1);
+	EXPECT_EQ(errno, ENOMEM);
+
+	restore_limit();
+	ASSERT_EQ(pthread_create(&thread, NULL, read_fork_event, &uffd), 0);
+	pid = fork();
+	if (!pid)
+		_exit(0);
+	EXPECT_EQ(child_failed(pid, NULL), 0);
+	pthread_join(thread, &child_uffd);
+	EXPECT_NE(child_uffd, NULL);
+	close((long)child_uffd);
+	close(uffd);
+}
+
 /* A monitor of minor faults is told that it cannot map the page. */
 TEST_F_TIMEOUT(map_limit, uffdio_continue, TIMEOUT)
 {

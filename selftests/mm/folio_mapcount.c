@@ -78,7 +78,7 @@ TEST_F_TIMEOUT(statistics, anon, TIMEOUT)
 				   "when all are mapped"));
 
 		/* The second half of each of them, then all but the first page. */
-		ASSERT_EQ(region_drop(&r, true), 0);
+		ASSERT_EQ(region_drop(&r, size / 2), 0);
 		EXPECT_TRUE(counts(self, key, before, pages / 2, SLACK, size,
 				   "when a half is mapped"));
 		for (j = 0; j < r.nr; j++)
@@ -147,10 +147,15 @@ TEST_F_TIMEOUT(statistics, anon_half_shared, TIMEOUT)
 			continue;
 		if (!region_alloc(&self->env, &r, size, 0))
 			continue;
-		ASSERT_EQ(region_drop(&r, true), 0);
+		ASSERT_EQ(region_drop(&r, size / 2), 0);
 		for (j = 0; j < 4; j++) {
 			pid = fork_child(fds);
 			ASSERT_GT(pid, 0);
+			/* Twice a half is taken for all of it, but not for more. */
+			EXPECT_TRUE(counts(self, key, before,
+					   region_pages(&r) * 3 / 4,
+					   region_pages(&r) / 4 + CHILD_SLACK,
+					   size, "when two map the same half"));
 			ASSERT_TRUE(end_child(pid, fds));
 		}
 		EXPECT_TRUE(counts(self, key, before, region_pages(&r) / 2,
@@ -395,14 +400,14 @@ static void drop_same_half(struct __test_metadata *_metadata,
 		shrink();
 		before = read_stat(size, "split");
 		fallback = read_stat(size, "swpout_fallback");
-		pid = fork_child_drop(fds, &r);
+		pid = fork_child_drop(fds, &r, size / 2);
 		ASSERT_GT(pid, 0);
 		/* It keeps the pipe to the other child open, so it ends first. */
 		if (third == ANOTHER_CHILD) {
 			third_pid = fork_child(third_fds);
 			ASSERT_GT(third_pid, 0);
 		}
-		ASSERT_EQ(region_drop(&r, true), 0);
+		ASSERT_EQ(region_drop(&r, size / 2), 0);
 		if (third == ANOTHER_CHILD) {
 			shrink();
 			EXPECT_EQ(read_stat(size, "split"), before) {
@@ -462,6 +467,55 @@ TEST_F_TIMEOUT(statistics, same_half_dropped_by_two_of_three, TIMEOUT)
 	drop_same_half(_metadata, self, false, ANOTHER_CHILD);
 }
 
+#define MAX_CHILDREN	63
+
+/*
+ * As many processes as a folio has pages have each dropped all but the first page:
+ * in total as many are mapped as there are, but all of them are that one page.
+ */
+TEST_F_TIMEOUT(statistics, one_page_left, TIMEOUT)
+{
+	int i, j, n, fds[MAX_CHILDREN][2], tested = 0;
+	pid_t pids[MAX_CHILDREN];
+	struct region r;
+	long before;
+
+	for (i = 0; i < self->env.nr_sizes; i++) {
+		const size_t size = self->env.sizes[i];
+		const int children = size / psize() - 1;
+
+		if (size < 4 * psize() || children > MAX_CHILDREN)
+			continue;
+		if (!region_alloc(&self->env, &r, size, 0))
+			continue;
+		before = read_stat(size, "split");
+		/* Each keeps the pipes to those before it open. */
+		for (n = 0; n < children; n++) {
+			pids[n] = fork_child_drop(fds[n], &r, size - psize());
+			ASSERT_GT(pids[n], 0);
+		}
+		ASSERT_EQ(region_drop(&r, size - psize()), 0);
+		for (j = 0; j < 100; j++) {
+			shrink();
+			if (read_stat(size, "split") - before >= r.nr)
+				break;
+			usleep(1000 * 50);
+		}
+		EXPECT_GE(read_stat(size, "split") - before, r.nr) {
+			TH_LOG("%zukB: %ld of %d folios were split", size >> 10,
+			       read_stat(size, "split") - before, r.nr);
+		}
+		for (j = 0; j < r.nr; j++)
+			ASSERT_EQ(r.mem[j * size], pattern(&r, r.mem + j * size));
+		for (n = children - 1; n >= 0; n--)
+			ASSERT_TRUE(end_child(pids[n], fds[n]));
+		region_free(&r);
+		tested++;
+	}
+	if (!tested && __test_passed(_metadata))
+		SKIP(return, "no folios of any size");
+}
+
 #define NR_SHMEM	8
 
 /* One page of each folio of a file is mapped, then all of it by PMDs. */
@@ -504,6 +558,58 @@ TEST_F_TIMEOUT(statistics, shmem, TIMEOUT)
 			   "when none is mapped"));
 	munmap(arena, (nr + 1) * size);
 	close(fd);
+}
+
+/*
+ * Folios of a file of all sizes: one page of each, then the same page of them once
+ * more, which may be taken for another one, but not for more than the folio has.
+ */
+TEST_F_TIMEOUT(statistics, shmem_sizes, TIMEOUT)
+{
+	const unsigned long orders = thp_shmem_supported_orders();
+	const char *key = "file_mapped ";
+	char *pages[2][NR_SHMEM], *all;
+	int i, n, order, fd, nr, tested = 0;
+	long before;
+
+	for (order = 1; order < NR_ORDERS; order++) {
+		const size_t size = psize() << order;
+
+		nr = NR_SHMEM;
+		if (!(orders & (1ul << order)) || size > self->env.pmd_size)
+			continue;
+		fd = shmem_folios_of(&self->env, size, &nr);
+		if (fd < 0)
+			continue;
+		before = read_pages(self, key);
+		for (n = 0; n < 2; n++) {
+			for (i = 0; i < nr; i++) {
+				pages[n][i] = mmap(NULL, psize(), PROT_READ,
+						   MAP_SHARED | MAP_POPULATE, fd,
+						   i * size);
+				ASSERT_NE(pages[n][i], MAP_FAILED);
+			}
+			EXPECT_TRUE(counts(self, key, before, (n + 1) * nr, 0,
+					   size, "when one page of each folio is mapped"));
+		}
+		all = mmap(NULL, nr * size, PROT_READ, MAP_SHARED | MAP_POPULATE,
+			   fd, 0);
+		ASSERT_NE(all, MAP_FAILED);
+		EXPECT_TRUE(counts(self, key, before, nr * size / psize(), 0,
+				   size, "when all are mapped"));
+		for (n = 0; n < 2; n++)
+			for (i = 0; i < nr; i++)
+				munmap(pages[n][i], psize());
+		EXPECT_TRUE(counts(self, key, before, nr * size / psize(), 0,
+				   size, "when all are mapped once"));
+		munmap(all, nr * size);
+		EXPECT_TRUE(counts(self, key, before, 0, 0, size,
+				   "when none is mapped"));
+		close(fd);
+		tested++;
+	}
+	if (!tested)
+		SKIP(return, "no files of large folios");
 }
 
 /* A counter of the system, brought up to date */

@@ -277,10 +277,9 @@ compact:
 	return false;
 }
 
-/* Drop the second half of each folio, or only the last page. */
-static inline int region_drop(struct region *r, bool half)
+/* Drop the end of each folio. */
+static inline int region_drop(struct region *r, size_t len)
 {
-	size_t len = half ? r->size / 2 : psize();
 	int i;
 
 	for (i = 0; i < r->nr; i++) {
@@ -314,10 +313,10 @@ static inline void release_folios(int fds[2])
 }
 
 /*
- * Fork a child that drops half of each folio of @r, if any, and then shares
- * the memory until end_child(). Returns when it has done so, or -1.
+ * Fork a child that drops the last @len bytes of each folio of @r, if any, and then
+ * shares the memory until end_child(). Returns when it has done so, or -1.
  */
-static inline pid_t fork_child_drop(int fds[2], struct region *r)
+static inline pid_t fork_child_drop(int fds[2], struct region *r, size_t len)
 {
 	int ready[2];
 	pid_t pid;
@@ -329,7 +328,7 @@ static inline pid_t fork_child_drop(int fds[2], struct region *r)
 	if (!pid) {
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
 		close(fds[1]);
-		if ((r && region_drop(r, true)) || write(ready[1], "", 1) != 1)
+		if ((r && region_drop(r, len)) || write(ready[1], "", 1) != 1)
 			_exit(1);
 		/* End of file. */
 		_exit(read(fds[0], &c, 1) != 0);
@@ -344,7 +343,7 @@ static inline pid_t fork_child_drop(int fds[2], struct region *r)
 
 static inline pid_t fork_child(int fds[2])
 {
-	return fork_child_drop(fds, NULL);
+	return fork_child_drop(fds, NULL, 0);
 }
 
 static inline bool end_child(pid_t pid, int fds[2])
@@ -447,27 +446,29 @@ static inline bool maps_large_folio(struct folio_env *env, char *page)
 }
 
 /*
- * A file of shmem that consists of folios that a PMD can map: @nr of them, or as
- * many as fit into half of the free memory. Returns -1 if there are none.
+ * A file of shmem that consists of folios of @size: @nr of them, or as many as fit
+ * into half of the free memory. Returns -1 if there are none.
  */
-static inline int shmem_folios(struct folio_env *env, int *nr)
+static inline int shmem_folios_of(struct folio_env *env, size_t size, int *nr)
 {
-	const long long fit = free_memory(-1) / 2 / (long long)env->pmd_size;
-	const size_t size = env->pmd_size;
-	bool large = true;
-	char *page;
+	const long long fit = size ? free_memory(-1) / 2 / (long long)size : 0;
+	char *page, path[128] = "shmem_enabled";
+	bool large, pmd = size == env->pmd_size;
 	int i, fd;
 
 	if (*nr > fit)
 		*nr = fit;
-	if (!size || *nr < 1)
+	if (*nr < 1)
 		return -1;
+	if (!pmd)
+		snprintf(path, sizeof(path), "hugepages-%zukB/shmem_enabled",
+			 size >> 10);
 	fd = syscall(__NR_memfd_create, "folios", 0);
 	if (fd < 0)
 		return -1;
-	thp_write_string("shmem_enabled", "force");
+	thp_write_string(path, pmd ? "force" : "always");
 	large = !fallocate(fd, 0, 0, *nr * size);
-	thp_write_string("shmem_enabled", "never");
+	thp_write_string(path, "never");
 	for (i = 0; large && i < *nr; i++) {
 		page = mmap(NULL, psize(), PROT_READ, MAP_SHARED | MAP_POPULATE,
 			    fd, i * size);
@@ -479,6 +480,12 @@ static inline int shmem_folios(struct folio_env *env, int *nr)
 		return fd;
 	close(fd);
 	return -1;
+}
+
+/* The same with folios that a PMD can map */
+static inline int shmem_folios(struct folio_env *env, int *nr)
+{
+	return shmem_folios_of(env, env->pmd_size, nr);
 }
 
 static inline void expect_contents(struct __test_metadata *_metadata,
