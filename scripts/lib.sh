@@ -116,6 +116,16 @@ no_more_args() {
 	[ ${#positional[@]} -le 2 ] || bad_option "${positional[2]}"
 }
 
+# upstream_id REF: names REF of the series without the tests that the series adds,
+# for what runs none of them
+upstream_id() {
+	local linux
+	linux=$(tree_dir series)
+	git -C "$linux" ls-tree -r "$1" |
+		grep -vFf <(git -C "$linux" diff --name-only --diff-filter=A base "$1" -- tools/testing/selftests) |
+		git hash-object --stdin
+}
+
 # plain_name TEXT: TEXT as a file may be called
 plain_name() {
 	tr -c 'A-Za-z0-9_.\n-' _ <<<"$1"

@@ -803,12 +803,12 @@ TEST_F_TIMEOUT(folio_migrate, accessed, TIMEOUT)
 }
 
 /*
- * Runs of pages, and single ones; but none of each second 16 pages, as these may
- * have one accessed bit.
+ * Runs of pages, and single ones; but none of each second 128 pages, as up to so
+ * many may have one accessed bit.
  */
 static bool is_touched(int page)
 {
-	return page / 16 % 2 == 0 && (page % 8 < 3 || page % 8 == 5);
+	return page / 128 % 2 == 0 && (page % 8 < 3 || page % 8 == 5);
 }
 
 /* Pages of a folio are accessed, or not, one by one. */
