@@ -387,19 +387,14 @@ static bool is_in_large_folio(struct cow_process *p, int page,
 /* A folio in two mappings, which can happen, is not known to be ours alone. */
 static bool in_one_vma(struct region *r)
 {
-	const unsigned long mem = (unsigned long)r->mem;
-	unsigned long start, end;
-	bool found = false;
-	char line[256];
-	FILE *file;
+	const size_t end = (size_t)r->mem + r->nr * r->size;
+	struct procmap_fd maps;
+	bool found;
 
-	file = fopen("/proc/self/maps", "r");
-	if (!file)
+	if (open_self_procmap(&maps))
 		return false;
-	while (!found && fgets(line, sizeof(line), file))
-		found = sscanf(line, "%lx-%lx", &start, &end) == 2 &&
-			start <= mem && end >= mem + r->nr * r->size;
-	fclose(file);
+	found = find_vma_procmap(&maps, r->mem) && maps.query.vma_end >= end;
+	close_procmap(&maps);
 	return found;
 }
 

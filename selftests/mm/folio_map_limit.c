@@ -191,6 +191,16 @@ static int child_failed(pid_t pid, const char *const *what)
 	return status;
 }
 
+/* Returns what fork() fails with, or 0 if a child was there and has exited. */
+static int fork_error(void)
+{
+	pid_t pid = fork();
+
+	if (!pid)
+		_exit(0);
+	return pid < 0 ? errno : child_failed(pid, NULL);
+}
+
 static void check_shared(struct __test_metadata *_metadata,
 			 FIXTURE_DATA(map_limit) * self, char *mem)
 {
@@ -514,7 +524,6 @@ TEST_F_TIMEOUT(map_limit, fork_rw_protected, TIMEOUT)
 	};
 	pthread_t thread;
 	void *child_uffd;
-	pid_t pid;
 	int uffd;
 
 	uffd = open_userfaultfd(self, self->mem[0], UFFD_FEATURE_EVENT_FORK |
@@ -522,18 +531,11 @@ TEST_F_TIMEOUT(map_limit, fork_rw_protected, TIMEOUT)
 	if (uffd < 0)
 		SKIP(return, "no userfaultfd that protects from reading");
 	ASSERT_EQ(ioctl(uffd, UFFDIO_RWPROTECT, &rwp), 0);
-	pid = fork();
-	if (!pid)
-		_exit(0);
-	EXPECT_EQ(pid, -1);
-	EXPECT_EQ(errno, ENOMEM);
+	EXPECT_EQ(fork_error(), ENOMEM);
 
 	restore_limit();
 	ASSERT_EQ(pthread_create(&thread, NULL, read_fork_event, &uffd), 0);
-	pid = fork();
-	if (!pid)
-		_exit(0);
-	EXPECT_EQ(child_failed(pid, NULL), 0);
+	EXPECT_EQ(fork_error(), 0);
 	pthread_join(thread, &child_uffd);
 	EXPECT_NE(child_uffd, NULL);
 	close((long)child_uffd);
@@ -737,7 +739,6 @@ static void test_driver(struct __test_metadata *_metadata,
 	char *mem, *more;
 	uint64_t flags;
 	size_t len;
-	pid_t pid;
 	int fd, i;
 
 	fd = syscall(__NR_io_uring_setup, entries, &params);
@@ -764,20 +765,13 @@ static void test_driver(struct __test_metadata *_metadata,
 		    IORING_OFF_SQES);
 	EXPECT_EQ(more, MAP_FAILED);
 	EXPECT_EQ(errno, EOVERFLOW);
-	pid = fork();
-	if (!pid)
-		_exit(0);
-	EXPECT_EQ(pid, -1);
-	EXPECT_EQ(errno, ENOMEM);
+	EXPECT_EQ(fork_error(), ENOMEM);
 
 	restore_limit();
 	more = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_SHARED, fd,
 		    IORING_OFF_SQES);
 	EXPECT_NE(more, MAP_FAILED);
-	pid = fork();
-	if (!pid)
-		_exit(0);
-	EXPECT_EQ(child_failed(pid, NULL), 0);
+	EXPECT_EQ(fork_error(), 0);
 	close(fd);
 }
 

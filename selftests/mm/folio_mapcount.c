@@ -61,7 +61,7 @@ static int region_pages(struct region *r)
 TEST_F_TIMEOUT(statistics, anon, TIMEOUT)
 {
 	const char *key = "anon ";
-	int i, j, tested = 0;
+	int i, tested = 0;
 	struct region r;
 
 	for (i = 0; i < self->env.nr_sizes; i++) {
@@ -81,9 +81,7 @@ TEST_F_TIMEOUT(statistics, anon, TIMEOUT)
 		ASSERT_EQ(region_drop(&r, size / 2), 0);
 		EXPECT_TRUE(counts(self, key, before, pages / 2, SLACK, size,
 				   "when a half is mapped"));
-		for (j = 0; j < r.nr; j++)
-			ASSERT_EQ(madvise(r.mem + j * size + psize(),
-					  size - psize(), MADV_DONTNEED), 0);
+		ASSERT_EQ(region_drop(&r, size - psize()), 0);
 		EXPECT_TRUE(counts(self, key, before, r.nr, r.nr / 2, size,
 				   "when one of each folio is mapped"));
 		region_free(&r);
@@ -278,6 +276,65 @@ static bool unpoison(unsigned long pfn)
 		usleep(1000 * 10);
 	}
 	return false;
+}
+
+#define NR_FORKERS	2
+
+/* Children that fork others, which exit at once, until they are stopped */
+struct forkers {
+	pid_t pids[NR_FORKERS];
+	int stop[2];
+};
+
+static void __noreturn fork_until_stopped(int stop)
+{
+	int status;
+	pid_t pid;
+	char c;
+
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	fcntl(stop, F_SETFL, O_NONBLOCK);
+	while (read(stop, &c, 1) < 0) {
+		pid = fork();
+		if (!pid)
+			_exit(0);
+		if (pid < 0 || waitpid(pid, &status, 0) != pid || status)
+			_exit(1);
+	}
+	_exit(0);
+}
+
+static bool start_forkers(struct forkers *forkers)
+{
+	int i;
+
+	if (pipe(forkers->stop))
+		return false;
+	for (i = 0; i < NR_FORKERS; i++) {
+		forkers->pids[i] = fork();
+		if (!forkers->pids[i]) {
+			close(forkers->stop[1]);
+			fork_until_stopped(forkers->stop[0]);
+		}
+		if (forkers->pids[i] < 0)
+			return false;
+	}
+	return true;
+}
+
+/* Returns whether none of them met an error. */
+static bool stop_forkers(struct forkers *forkers)
+{
+	bool good = true;
+	int i, status;
+
+	close(forkers->stop[0]);
+	close(forkers->stop[1]);
+	for (i = 0; i < NR_FORKERS; i++)
+		if (waitpid(forkers->pids[i], &status, 0) != forkers->pids[i] ||
+		    status)
+			good = false;
+	return good;
 }
 
 /* One page of each folio, not always the same */
@@ -610,25 +667,6 @@ TEST_F_TIMEOUT(statistics, shmem_sizes, TIMEOUT)
 	}
 	if (!tested)
 		SKIP(return, "no files of large folios");
-}
-
-/* A counter of the system, brought up to date */
-static long read_vmstat(const char *name)
-{
-	long value = -1, found;
-	char line[128], key[64];
-	FILE *file;
-
-	write_num("/proc/sys/vm/stat_refresh", 1);
-	file = fopen("/proc/vmstat", "r");
-	if (!file)
-		return -1;
-	while (value < 0 && fgets(line, sizeof(line), file))
-		if (sscanf(line, "%63s %ld", key, &found) == 2 &&
-		    !strcmp(key, name))
-			value = found;
-	fclose(file);
-	return value;
 }
 
 /* So do folios of a file, but this is counted for the system alone. */

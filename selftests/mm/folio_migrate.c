@@ -482,27 +482,16 @@ TEST_F_TIMEOUT(folio_migrate, read_only_pages_keep_their_state, TIMEOUT)
 	pages_test(_metadata, self, true);
 }
 
-/* What CPUs have not counted yet is counted before, so nothing is missing. */
+/* What CPUs have not put on the LRU yet is counted before, so nothing is missing. */
 static long mlocked_bytes(FIXTURE_DATA(folio_migrate) * self)
 {
 	static char page = 1;
 	void *pages[] = { &page };
 	int nodes[] = { self->env.node1 }, status;
-	long mlocked = -1;
-	char line[64];
-	FILE *file;
 
 	/* move_pages() has all CPUs put folios where they belong. */
 	move_pages(0, 1, pages, nodes, &status, MPOL_MF_MOVE);
-	write_num("/proc/sys/vm/stat_refresh", 1);
-	file = fopen("/proc/vmstat", "r");
-	if (!file)
-		return -1;
-	while (fgets(line, sizeof(line), file))
-		if (sscanf(line, "nr_mlock %ld", &mlocked) == 1)
-			break;
-	fclose(file);
-	return mlocked * (long)psize();
+	return read_vmstat("nr_mlock") * (long)psize();
 }
 
 /* Folios of which all pages are in memory that is locked stay out of reclaim. */

@@ -158,6 +158,25 @@ static inline struct folio_stats read_stats(size_t size)
 	return stats;
 }
 
+/* A counter of the system, brought up to date; or -1 */
+static inline long read_vmstat(const char *name)
+{
+	long value = -1, found;
+	char line[128], key[64];
+	FILE *file;
+
+	write_num("/proc/sys/vm/stat_refresh", 1);
+	file = fopen("/proc/vmstat", "r");
+	if (!file)
+		return -1;
+	while (value < 0 && fgets(line, sizeof(line), file))
+		if (sscanf(line, "%63s %ld", key, &found) == 2 &&
+		    !strcmp(key, name))
+			value = found;
+	fclose(file);
+	return value;
+}
+
 static inline int count_folios(struct folio_env *env, struct region *r)
 {
 	int orders[NR_ORDERS] = {};
@@ -352,65 +371,6 @@ static inline bool end_child(pid_t pid, int fds[2])
 
 	close(fds[1]);
 	return waitpid(pid, &status, 0) == pid && !status;
-}
-
-#define NR_FORKERS	2
-
-/* Children that fork others, which exit at once, until they are stopped */
-struct forkers {
-	pid_t pids[NR_FORKERS];
-	int stop[2];
-};
-
-static inline void __noreturn fork_until_stopped(int stop)
-{
-	int status;
-	pid_t pid;
-	char c;
-
-	prctl(PR_SET_PDEATHSIG, SIGKILL);
-	fcntl(stop, F_SETFL, O_NONBLOCK);
-	while (read(stop, &c, 1) < 0) {
-		pid = fork();
-		if (!pid)
-			_exit(0);
-		if (pid < 0 || waitpid(pid, &status, 0) != pid || status)
-			_exit(1);
-	}
-	_exit(0);
-}
-
-static inline bool start_forkers(struct forkers *forkers)
-{
-	int i;
-
-	if (pipe(forkers->stop))
-		return false;
-	for (i = 0; i < NR_FORKERS; i++) {
-		forkers->pids[i] = fork();
-		if (!forkers->pids[i]) {
-			close(forkers->stop[1]);
-			fork_until_stopped(forkers->stop[0]);
-		}
-		if (forkers->pids[i] < 0)
-			return false;
-	}
-	return true;
-}
-
-/* Returns whether none of them met an error. */
-static inline bool stop_forkers(struct forkers *forkers)
-{
-	bool good = true;
-	int i, status;
-
-	close(forkers->stop[0]);
-	close(forkers->stop[1]);
-	for (i = 0; i < NR_FORKERS; i++)
-		if (waitpid(forkers->pids[i], &status, 0) != forkers->pids[i] ||
-		    status)
-			good = false;
-	return good;
 }
 
 static sigjmp_buf bus_env;

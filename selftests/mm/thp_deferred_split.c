@@ -7,7 +7,6 @@
 
 #include <errno.h>
 #include <pthread.h>
-#include <sys/sysinfo.h>
 #include <time.h>
 
 #include "folio_region.h"
@@ -44,7 +43,6 @@ static void __attribute__((constructor)) save_shrink_underused(void)
 FIXTURE_SETUP(thp_deferred_split)
 {
 	struct thp_settings settings;
-	struct sysinfo info;
 	int i;
 
 	if (geteuid())
@@ -58,8 +56,7 @@ FIXTURE_SETUP(thp_deferred_split)
 	if (self->nr < 2)
 		self->nr = 2;
 	/* Those of a PMD can be very large: don't get killed for lack of memory. */
-	ASSERT_EQ(sysinfo(&info), 0);
-	if (info.freeram * info.mem_unit / 4 < self->nr * self->size)
+	if (free_memory(-1) / 4 < (long long)(self->nr * self->size))
 		SKIP(return, "not enough free memory");
 	self->map = mmap(NULL, (self->nr + 1) * self->size, PROT_READ | PROT_WRITE,
 			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
