@@ -1,9 +1,9 @@
 # shellcheck shell=bash disable=SC2034,SC2119,SC2120
-# Shared by the scripts in this folder: paths, messages, logs, the lock. Sourced, never run.
+# Shared by the scripts here and in the folder above: paths, messages, logs, the lock. Sourced, never run.
 
 set -euo pipefail
 
-top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+top=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/linux-large-pages
 jobs=$(nproc)
 base_version=7.3.4
