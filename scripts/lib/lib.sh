@@ -116,14 +116,39 @@ no_more_args() {
 	[ ${#positional[@]} -le 2 ] || bad_option "${positional[2]}"
 }
 
-# upstream_id REF: names REF of the series without the tests that the series adds,
-# for what runs none of them
-upstream_id() {
-	local linux
+# compiled: of 'git diff-tree -r' lines, each path with what a compiler sees of the
+# file: no comments and no layout. Other files count as they are, Documentation
+# not at all.
+compiled() {
+	local blob path dir=$cache/compiled linux
 	linux=$(tree_dir series)
-	git -C "$linux" ls-tree -r "$1" |
-		grep -vFf <(git -C "$linux" diff --name-only --diff-filter=A base "$1" -- tools/testing/selftests) |
-		git hash-object --stdin
+	mkdir -p "$dir"
+	while read -r _ _ _ blob _ path; do
+		case $path in
+		Documentation/* | MAINTAINERS) continue ;;
+		*.[ch])
+			[ -s "$dir/$blob" ] || [[ $blob =~ ^0+$ ]] || {
+				git -C "$linux" cat-file blob "$blob" |
+					gcc -fpreprocessed -dD -E -P -w -x c - | git hash-object --stdin >"$dir/$blob.$BASHPID"
+				mv "$dir/$blob.$BASHPID" "$dir/$blob"
+			}
+			blob=$(cat "$dir/$blob" 2>/dev/null || echo gone)
+			;;
+		esac
+		echo "$path $blob"
+	done
+}
+
+# source_id REF [without-own-tests]: names what is compiled and run of REF; without
+# the tests that the series adds, for what runs none of them
+source_id() {
+	local linux added='no such path'
+	linux=$(tree_dir series)
+	[ $# -lt 2 ] || added=$(git -C "$linux" diff --name-only --diff-filter=A base "$1" -- tools/testing/selftests)
+	{
+		git -C "$linux" rev-parse 'base^{tree}'
+		git -C "$linux" diff-tree -r base "$1" | compiled | grep -vFf <(echo "$added")
+	} | git hash-object --stdin
 }
 
 # plain_name TEXT: TEXT as a file may be called
@@ -215,9 +240,12 @@ take_lock() {
 	export LP_LOCKED=$$
 }
 
-# series_patches [TOPIC]: the patch files in order, relative to the top
+# A series is what one person posts as one thread: patches/TOPIC/SERIES, a heading
+# TOPIC/SERIES in the file 'series', and a branch of that name in the tree.
+
+# series_patches [NAME]: the patch files in order, relative to the top
 series_patches() {
-	grep -v '^#' "$top/series" | grep "^patches/${1:-[^/]*}/" || true
+	grep -v '^#' "$top/series" | grep "^patches/${1:-[^/]*/[^/]*}/" || true
 }
 
 # id of what the series would apply
@@ -225,8 +253,40 @@ series_id() {
 	{ cat "$top/series"; series_patches | (cd "$top" && xargs -r cat); } | sha256sum
 }
 
-series_topics() {
+series_names() {
 	sed -n 's/^# //p' "$top/series"
+}
+
+check_series() { # check_series NAME
+	series_names | grep -qxF -- "$1" || die "there is no series '$1'" "one of: $(series_names | xargs)"
+}
+
+# series_before NAME: the branch or tag that the branch of NAME stands on
+series_before() {
+	local name previous=base
+	for name in $(series_names); do
+		[ "$name" != "$1" ] || break
+		previous=$name
+	done
+	echo "$previous"
+}
+
+# depends_on NAME: what its cover letter says after 'Depends on:', and what that
+# depends on, in the order of 'series'
+depends_on() {
+	local name all
+	all=" $(direct_dependencies "$1") "
+	for name in $(series_names | tac); do
+		[[ $all != *" $name "* ]] || all+="$(direct_dependencies "$name") "
+	done
+	for name in $(series_names); do
+		[[ $all != *" $name "* ]] || echo "$name"
+	done
+}
+
+direct_dependencies() {
+	awk '/^Depends on:/ { on = 1; sub(/^Depends on:/, "") } on && /^$/ { exit } on' \
+		"$top/patches/$1/0000-cover-letter.txt" | { grep -oE '[a-z0-9-]+/[a-z0-9-]+' || true; } | xargs
 }
 
 # id of what a tree holds: the same content, the same id
