@@ -2,7 +2,7 @@
 #
 #	awk -v arch=ARCH -v config=CONFIG -v append=ARGS [-v list=1] -f skips.awk selftests/baseline/skips.tsv ROWS...
 #
-# ROWS are those of ktap.awk; ARCH, CONFIG and ARGS say where the tests ran. Prints what was
+# ROWS come from ktap.awk; ARCH, CONFIG and ARGS say where the tests ran. Prints what was
 # skipped and is not listed, or is without a cause (the last column); then the status is 1.
 # Prints what is listed for a program that ran, and was not skipped. With list=1: only what
 # is not listed, as lines for skips.tsv that lack the cause.

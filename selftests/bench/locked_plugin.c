@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * A TCG plugin for QEMU that counts atomic read-modify-writes, which an
- * instruction count (-icount) takes for ordinary instructions:
+ * instruction count (-icount) does not tell from other instructions:
  *
  *	x86	a LOCK prefix, or XCHG with memory
  *	arm64	the atomics of LSE, and each store-exclusive
