@@ -34,6 +34,7 @@ static uint64_t now(void)
 	struct timespec t;
 
 	clock_gettime(CLOCK_MONOTONIC, &t);
+	mark(1);
 	return t.tv_sec * 1000000000ULL + t.tv_nsec;
 }
 
@@ -45,6 +46,7 @@ static void report(const char *name, uint64_t start)
 
 	if (warming_up)
 		return;
+	mark(2);
 	printf("%s %llu\n", name, (unsigned long long)(end - start));
 	fflush(stdout);
 }

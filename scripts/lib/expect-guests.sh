@@ -1,0 +1,101 @@
+# shellcheck shell=bash disable=SC2154
+# The guests of scripts/expect, which sources this: what is run in each, and where its
+# output is. They leave beside their output FILE: FILE.tests, FILE.kernel (its
+# configuration and command line), FILE.status and FILE.boot of scripts/boot,
+# FILE.console, and FILE.rows as ktap.awk reads it.
+
+base_limit=300 series_limit=1200	# seconds for a test
+
+# row_options CONFIG: the options of boot and build for a row
+row_options() {
+	local fragment
+	for fragment in ${1//+/ }; do
+		echo "--config $fragment"
+	done | xargs
+}
+
+# The guest's script. A harness test is named 'binary test' and is
+# run by that name alone; one that never ends is killed and counts as failed.
+job() { # job LIMIT TEST...
+	echo "limit=$1"
+	shift
+	cat <<-'EOF'
+	run() {
+		local start=$SECONDS
+		echo "@@ begin $*"
+		timeout -k 10 $limit "./$1" ${2:+-r "$2"}
+		echo "@@ end $? $((SECONDS - start)) $*"
+	}
+	EOF
+	printf 'run %s\n' "$@"
+	echo true
+}
+
+ktap() {
+	awk -f "$top/scripts/lib/ktap.awk" "$@"
+}
+
+# boot_tests TREE FILE CONFIG APPEND TEST...: the output goes to FILE, what is
+# known of it beside it
+boot_tests() {
+	local tree=$1 file=$2 config=$3 append=$4 status=0 limit=$base_limit options=(--after-splat 60)
+	shift 4
+	printf '%s\n' "$@" >"$file.tests"
+	printf '%s\n' "$config" "$append" >"$file.kernel"
+	[ "$tree" = base ] || limit=$series_limit options=()
+	[ "$append" != - ] || append=''
+	# shellcheck disable=SC2046 # options are words
+	"$top/scripts/boot" "$arch" "$tree" $(row_options "$config") --append "$append" "${options[@]}" \
+		--timeout $((limit * $# + 60)) --output "$file" -- "$(job $limit "$@")" 2>"$file.boot" || status=$?
+	echo $status >"$file.status"
+	ktap "$file" >"$file.rows"
+}
+
+prepare() { # prepare TREE CONFIG
+	# shellcheck disable=SC2046
+	"$top/scripts/build" "$arch" "$1" $(row_options "$2") >/dev/null
+	# shellcheck disable=SC2046
+	"$top/scripts/lib/image" "$arch" "$1" $(row_options "$2") >/dev/null
+}
+
+# guests_of TREE: one line for each guest that the rows need, those that may
+# hang first: CONFIG, APPEND, and the tests; on the series two for each kernel
+guests_of() {
+	rows | awk -F'\t' -v tree="$1" '
+		tree == "base" && ($6 == "-" || $6 == "widened") { next }
+		tree == "base" && $6 == "crash" { print $4 FS $5 FS $2; next }
+		{ row[++n] = $2; kernel[n] = $4 FS $5; has[kernel[n], $2] = 1 }
+		END {
+			for (i = 1; i <= n; i++) {
+				split(row[i], word, " ")
+				if (tree == "series" && word[1] != row[i] && (kernel[i], word[1]) in has) continue
+				half = tree == "series" ? count[kernel[i]]++ % 2 : 0
+				tests[kernel[i], half] = tests[kernel[i], half] FS row[i]
+			}
+			for (key in tests) {
+				split(key, part, SUBSEP)
+				print part[1] tests[key]
+			}
+		}'
+}
+
+# Two guests at a time: each waits for its disk and its clock as well.
+run_guests() { # run_guests TREE EXTRA-CONFIG
+	local config append tests count=0
+	while IFS=$'\t' read -r config append tests; do
+		IFS=$'\t' read -ra tests <<<"$tests"
+		say "$1 on $config$2: ${tests[*]}"
+		count=$((count + 1))
+		boot_tests "$1" "$results/$1/guest-$count" "$config$2" "$append" "${tests[@]}" &
+		[ $count -lt 2 ] || wait -n
+	done < <(guests_of "$1")
+	wait
+}
+
+# guest_of TREE TEST: the output of the guest that ran it, by itself or with its program
+guest_of() {
+	local file
+	file=$(cd "$results/$1" && { grep -lxF -- "$2" ./*.tests || grep -lxF -- "${2%% *}" ./*.tests; }) || true
+	[ -n "$file" ] || die "$2 was not run on $1" "scripts/expect $arch --kernel $kernel"
+	echo "$results/$1/$(basename "$file" .tests)"
+}
