@@ -58,10 +58,55 @@ prepare() { # prepare TREE CONFIG
 	"$top/scripts/lib/image" "$arch" "$1" $(row_options "$2") >/dev/null
 }
 
+# What a row shows on the base does not change while it, its test and its kernel do
+# not: base_id ROW names these. Tests share the headers and helpers of their folder.
+declare -A program_ids=()
+base_id() {
+	local test config mm=tools/testing/selftests/mm linux program
+	linux=$(tree_dir series)
+	IFS=$'\t' read -r _ test _ config _ <<<"$1"
+	program=${test%% *}
+	[ -n "${program_ids[$program]:-}" ] ||
+		program_ids[$program]=$(git -C "$linux" ls-tree -r HEAD $mm tools/testing/selftests/kselftest_harness.h |
+			grep -E "	.*/($program\.c|vm_util\.c|hugepage_settings\.c|[a-z_]*\.h)\$" |
+			awk '{ print ":", 0, 0, $3, "M\t" $4 }' | compiled | git hash-object --stdin)
+	{
+		echo "${program_ids[$program]}"
+		cut -f 2-7 <<<"$1"
+		for config in common "$arch" ${config//+/ }; do grep -v '^#' "$top/configs/$config.config"; done
+	} | sha256sum | cut -c1-16
+}
+
+is_recorded() { # is_recorded ROW
+	grep -qsF "	$(base_id "$1")" "$base_record"
+}
+
+put_base_record() { # put_base_record ROW
+	local test config
+	IFS=$'\t' read -r _ test _ config _ <<<"$1"
+	[ -f "$base_record" ] ||
+		printf '# rows of expect.tsv that the base was seen to confirm\n# arch\tkernel\ttest\tid\n' >"$base_record"
+	awk -F'\t' -v arch="$arch" -v config="$config" -v test="$test" \
+		'!($1 == arch && $2 == config && $3 == test)' "$base_record" >"$base_record.tmp"
+	printf '%s\t%s\t%s\t%s\n' "$arch" "$config" "$test" "$(base_id "$1")" >>"$base_record.tmp"
+	{ grep '^#' "$base_record.tmp"; grep -v '^#' "$base_record.tmp" | sort; } >"$base_record"
+	rm "$base_record.tmp"
+}
+
+# rows_to_run TREE: on the base with --new, those that are not recorded
+rows_to_run() {
+	local row
+	if [ "$1" = base ] && [ -n "$new" ]; then
+		rows | while IFS= read -r row; do is_recorded "$row" || printf '%s\n' "$row"; done
+	else
+		rows
+	fi
+}
+
 # guests_of TREE: one line for each guest that the rows need, those that may
 # hang first: CONFIG, APPEND, and the tests; on the series two for each kernel
 guests_of() {
-	rows | awk -F'\t' -v tree="$1" '
+	rows_to_run "$1" | awk -F'\t' -v tree="$1" '
 		tree == "base" && ($6 == "-" || $6 == "widened") { next }
 		tree == "base" && $6 == "crash" { print $4 FS $5 FS $2; next }
 		{ row[++n] = $2; kernel[n] = $4 FS $5; has[kernel[n], $2] = 1 }
