@@ -1419,38 +1419,6 @@ TEST_F(shrink, own_page_split)
 		own_page_test(_metadata, self, true);
 }
 
-/* Only MREMAP_FIXED and MREMAP_DONTUNMAP have a fifth argument. */
-static void four_arguments_test(struct __test_metadata *_metadata,
-				FIXTURE_DATA(shrink) * self, int flags)
-{
-	const unsigned long size = self->size;
-	char *p = map_huge(_metadata, self->p, 2 * size, size);
-	/* What a register may contain; no address of any page. */
-	char *garbage = (char *)0x5a5a5a5bUL;
-
-	*p = 1;
-	EXPECT_EQ(sys_mremap(p, 2 * size, 2 * size, flags, garbage), p);
-	EXPECT_EQ(sys_mremap(p, 2 * size, size, flags, garbage), p) {
-		TH_LOG("mremap() of %lu kB pages to shrink, with four arguments: %s",
-		       size >> 10, strerror(errno));
-	}
-	EXPECT_TRUE(is_unmapped(p + size, size));
-	EXPECT_EQ(*p, 1);
-	munmap(p, 2 * size);
-}
-
-TEST_F(shrink, four_arguments)
-{
-	while (next_size(_metadata, self))
-		four_arguments_test(_metadata, self, 0);
-}
-
-TEST_F(shrink, four_arguments_may_move)
-{
-	while (next_size(_metadata, self))
-		four_arguments_test(_metadata, self, MREMAP_MAYMOVE);
-}
-
 /* Lengths that are the same when rounded up change nothing. */
 TEST_F(shrink, same_length)
 {
