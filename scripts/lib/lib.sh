@@ -129,8 +129,8 @@ compiled() {
 		*.[ch])
 			[ -s "$dir/$blob" ] || [[ $blob =~ ^0+$ ]] || {
 				git -C "$linux" cat-file blob "$blob" |
-					gcc -fpreprocessed -dD -E -P -w -x c - | git hash-object --stdin >"$dir/$blob.$BASHPID"
-				mv "$dir/$blob.$BASHPID" "$dir/$blob"
+					gcc -fpreprocessed -dD -E -P -w -x c - | git hash-object --stdin >"$dir/$blob.$$"
+				mv "$dir/$blob.$$" "$dir/$blob"
 			}
 			blob=$(cat "$dir/$blob" 2>/dev/null || echo gone)
 			;;
