@@ -114,7 +114,7 @@ guests_of() {
 			for (i = 1; i <= n; i++) {
 				split(row[i], word, " ")
 				if (tree == "series" && word[1] != row[i] && (kernel[i], word[1]) in has) continue
-				half = tree == "series" ? count[kernel[i]]++ % 2 : 0
+				half = tree == "series" ? count[kernel[i]]++ % 2 : word[1]
 				tests[kernel[i], half] = tests[kernel[i], half] FS row[i]
 			}
 			for (key in tests) {

@@ -194,7 +194,7 @@ kmake() {
 	local arch=$1 dir=$2 out=$3 cross
 	shift 3
 	cross=$(cross_prefix "$arch")
-	CCACHE_DIR=$cache/ccache CCACHE_NOHASHDIR=1 CCACHE_MAXSIZE=10G \
+	CCACHE_DIR=$cache/ccache CCACHE_NOHASHDIR=1 CCACHE_DEPEND=1 CCACHE_MAXSIZE=10G \
 		LOCALVERSION="" KBUILD_BUILD_TIMESTAMP=0 \
 		KBUILD_BUILD_USER=user KBUILD_BUILD_HOST=host \
 		make -C "$dir" O="$out" ARCH="$arch" CROSS_COMPILE="$cross" \

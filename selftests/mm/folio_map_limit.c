@@ -24,6 +24,7 @@
 #include "folio_region.h"
 
 #define LIMIT_FILE	"/sys/kernel/debug/folio_map_limit"
+#define LIMIT_MAX_FILE	"/sys/kernel/debug/folio_map_limit_max"
 #define TIMEOUT		300
 #define NOBODY		65534
 #define CODE_OFFSET	64
@@ -35,11 +36,19 @@ static int answer(void)
 	return 42;
 }
 
-static unsigned long saved_limit;
+static unsigned long saved_limit, saved_limit_max;
+
+/* @max: the limit of MMs that have few VMAs of the page */
+static void set_limits(unsigned long pages, unsigned long max)
+{
+	write_num(LIMIT_FILE, pages);
+	if (saved_limit_max)
+		write_num(LIMIT_MAX_FILE, max);
+}
 
 static void restore_limit(void)
 {
-	write_num(LIMIT_FILE, saved_limit);
+	set_limits(saved_limit, saved_limit_max);
 }
 
 /* Restored when the harness exits, however its children ended. */
@@ -48,12 +57,15 @@ static void __attribute__((constructor)) save_limit(void)
 	if (access(LIMIT_FILE, W_OK))
 		return;
 	saved_limit = read_num(LIMIT_FILE);
+	if (!access(LIMIT_MAX_FILE, W_OK))
+		saved_limit_max = read_num(LIMIT_MAX_FILE);
 	atexit(restore_limit);
 }
 
+/* One limit, whatever maps the folio */
 static void set_limit(long pages)
 {
-	write_num(LIMIT_FILE, pages);
+	set_limits(pages, pages);
 }
 
 /* Returns why tests have to be skipped, or NULL. */
@@ -569,6 +581,253 @@ TEST_F_TIMEOUT(map_limit, uffdio_continue, TIMEOUT)
 	EXPECT_EQ(cont.mapped, psize());
 	EXPECT_EQ(present_pages(self, self->env.pagemap_fd, mem), 1);
 	close(uffd);
+}
+
+/* An MM has few VMAs of a page if it has so many, and not too many VMAs in all. */
+#define FEW_MAPPINGS	4
+#define FEW_VMAS	4096
+/* The limit of other MMs, in mappings of the whole folio */
+#define MANY_MAPPINGS	16
+
+/* The mappings of the test, until it has other ones */
+static void start_without_mappings(struct __test_metadata *_metadata,
+				   FIXTURE_DATA(map_limit) * self)
+{
+	ASSERT_EQ(munmap(self->mem[0], self->size), 0);
+	ASSERT_EQ(munmap(self->mem[1], self->size), 0);
+	set_limits(MANY_MAPPINGS * self->pages, 4 * MANY_MAPPINGS * self->pages);
+}
+
+/*
+ * Another user, with read access only, maps the folio until that is refused,
+ * and keeps the mappings until end_child(). The test has @others mappings of it.
+ */
+static pid_t fork_attacker(struct __test_metadata *_metadata,
+			   FIXTURE_DATA(map_limit) * self, int fds[2], int others)
+{
+	int i, ready[2], mapped = -1;
+	char path[64], *mem, c;
+	pid_t pid;
+
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", self->fd);
+	ASSERT_EQ(pipe(fds), 0);
+	ASSERT_EQ(pipe(ready), 0);
+	pid = fork();
+	ASSERT_GE(pid, 0);
+	if (!pid) {
+		close(fds[1]);
+		self->fd = open(path, O_RDONLY);
+		if (self->fd < 0 || setgid(NOBODY) || setuid(NOBODY))
+			_exit(1);
+		for (i = 0; i < 2 * MANY_MAPPINGS; i++) {
+			mem = map_file(self, PROT_READ, MAP_SHARED);
+			if (mem == MAP_FAILED)
+				_exit(1);
+			if (madvise(mem, self->size, MADV_POPULATE_READ))
+				break;
+		}
+		if (write(ready[1], &i, sizeof(i)) != sizeof(i))
+			_exit(1);
+		/* End of file. */
+		_exit(read(fds[0], &c, 1) != 0);
+	}
+	close(fds[0]);
+	close(ready[1]);
+	EXPECT_EQ(read(ready[0], &mapped, sizeof(mapped)), sizeof(mapped));
+	close(ready[0]);
+	EXPECT_EQ(mapped, MANY_MAPPINGS - others);
+	return pid;
+}
+
+/* How many pages get SIGBUS? */
+static long bus_errors(FIXTURE_DATA(map_limit) * self, char *mem, bool write)
+{
+	long i, errors = 0;
+
+	for (i = 0; i < self->pages; i++)
+		errors += bus_error(mem + i * psize(), write);
+	return errors;
+}
+
+/* Processes that map the folio a few times can do so when another one cannot. */
+TEST_F_TIMEOUT(map_limit, other_user, TIMEOUT)
+{
+	char *mem[FEW_MAPPINGS];
+	int i, fds[2];
+	pid_t pid;
+
+	start_without_mappings(_metadata, self);
+	pid = fork_attacker(_metadata, self, fds, 0);
+	for (i = 0; i < FEW_MAPPINGS; i++) {
+		mem[i] = map_file(self, PROT_READ | PROT_WRITE, MAP_SHARED);
+		ASSERT_NE(mem[i], MAP_FAILED);
+		EXPECT_EQ(bus_errors(self, mem[i], i % 2), 0);
+	}
+	for (i = 0; i < FEW_MAPPINGS; i++)
+		ASSERT_EQ(munmap(mem[i], self->size), 0);
+
+	/* Where a PMD could map it, too */
+	mem[0] = map_file_aligned(self, self->fd, PROT_READ | PROT_WRITE,
+				  MAP_SHARED);
+	ASSERT_NE(mem[0], MAP_FAILED);
+	EXPECT_EQ(bus_errors(self, mem[0], true), 0);
+	EXPECT_TRUE(end_child(pid, fds));
+}
+
+/* Locked memory is unmapped by MADV_COLLAPSE of another process, for one. */
+TEST_F_TIMEOUT(map_limit, other_user_mlock, TIMEOUT)
+{
+	int fds[2];
+	char *mem;
+	pid_t pid;
+
+	start_without_mappings(_metadata, self);
+	mem = map_file(self, PROT_READ | PROT_WRITE, MAP_SHARED);
+	ASSERT_NE(mem, MAP_FAILED);
+	if (mlock(mem, self->size))
+		SKIP(return, "cannot lock %zu bytes", self->size);
+	/* Unmap it here, where another process would have that done. */
+	if (madvise(mem, self->size, MADV_DONTNEED_LOCKED))
+		SKIP(return, "no MADV_DONTNEED_LOCKED");
+	pid = fork_attacker(_metadata, self, fds, 0);
+	EXPECT_EQ(bus_errors(self, mem, true), 0);
+	EXPECT_TRUE(end_child(pid, fds));
+}
+
+/* fork() leaves what is mapped of a file to faults of the child. */
+TEST_F_TIMEOUT(map_limit, other_user_fork, TIMEOUT)
+{
+	static const char *const what[] = { "SIGBUS", "wrong contents" };
+	char *shared, *private;
+	int fds[2];
+	pid_t pid, child;
+
+	start_without_mappings(_metadata, self);
+	shared = map_file(self, PROT_READ | PROT_WRITE, MAP_SHARED);
+	ASSERT_NE(shared, MAP_FAILED);
+	ASSERT_EQ(bus_errors(self, shared, true), 0);
+	private = map_file(self, PROT_READ | PROT_WRITE, MAP_PRIVATE);
+	ASSERT_NE(private, MAP_FAILED);
+	/* One page is copied, so that fork() copies the page table. */
+	private[psize()] = file_byte(1);
+	pid = fork_attacker(_metadata, self, fds, 1);
+	child = fork();
+	if (!child) {
+		if (bus_errors(self, shared, true) ||
+		    bus_errors(self, private, false))
+			_exit(1);
+		if (wrong_pages(self, private) || shared[psize()] != file_byte(1))
+			_exit(2);
+		_exit(0);
+	}
+	EXPECT_EQ(child_failed(child, what), 0);
+	EXPECT_EQ(bus_errors(self, shared, true), 0);
+	EXPECT_TRUE(end_child(pid, fds));
+}
+
+/* A monitor of minor faults can go on, too. */
+TEST_F_TIMEOUT(map_limit, other_user_continue, TIMEOUT)
+{
+	struct uffdio_continue cont = {};
+	int fds[2], uffd;
+	char *mem;
+	pid_t pid;
+
+	start_without_mappings(_metadata, self);
+	mem = map_file(self, PROT_READ | PROT_WRITE, MAP_SHARED);
+	ASSERT_NE(mem, MAP_FAILED);
+	uffd = open_userfaultfd(self, mem, UFFD_FEATURE_MINOR_SHMEM,
+				UFFDIO_REGISTER_MODE_MINOR);
+	if (uffd < 0)
+		SKIP(return, "no userfaultfd that has minor faults");
+	pid = fork_attacker(_metadata, self, fds, 0);
+	cont.range.start = (unsigned long)mem;
+	cont.range.len = self->size;
+	EXPECT_EQ(ioctl(uffd, UFFDIO_CONTINUE, &cont), 0);
+	EXPECT_EQ(present_pages(self, self->env.pagemap_fd, mem), self->pages);
+	close(uffd);
+	EXPECT_TRUE(end_child(pid, fds));
+}
+
+/* Only VMAs that can map the page count, and they do if they map nothing yet. */
+TEST_F_TIMEOUT(map_limit, few_mappings, TIMEOUT)
+{
+	char *mem[FEW_MAPPINGS], *more, *other[2 * FEW_MAPPINGS];
+	const long last = self->size - psize();
+	int i, fds[2];
+	pid_t pid;
+
+	start_without_mappings(_metadata, self);
+	pid = fork_attacker(_metadata, self, fds, 0);
+	for (i = 0; i < FEW_MAPPINGS; i++) {
+		mem[i] = map_file(self, PROT_READ | PROT_WRITE, MAP_SHARED);
+		ASSERT_NE(mem[i], MAP_FAILED);
+	}
+	for (i = 0; i < 2 * FEW_MAPPINGS; i++) {
+		other[i] = mmap(NULL, psize(), PROT_READ, MAP_SHARED, self->fd,
+				last);
+		ASSERT_NE(other[i], MAP_FAILED);
+	}
+	EXPECT_FALSE(bus_error(mem[0], true));
+	EXPECT_TRUE(bus_error(mem[0] + last, true));
+	EXPECT_TRUE(bus_error(other[0], false));
+	for (i = 0; i < 2 * FEW_MAPPINGS; i++)
+		ASSERT_EQ(munmap(other[i], psize()), 0);
+	EXPECT_FALSE(bus_error(mem[0] + last, true));
+
+	more = map_file(self, PROT_READ | PROT_WRITE, MAP_SHARED);
+	ASSERT_NE(more, MAP_FAILED);
+	EXPECT_TRUE(bus_error(more, true));
+	EXPECT_TRUE(bus_error(mem[1], true));
+	EXPECT_FALSE(bus_error(mem[0], true));
+	ASSERT_EQ(munmap(more, self->size), 0);
+	EXPECT_FALSE(bus_error(mem[1], true));
+	EXPECT_TRUE(end_child(pid, fds));
+}
+
+/* A process with very many VMAs has the limit of the other user. */
+TEST_F_TIMEOUT(map_limit, many_vmas, TIMEOUT)
+{
+	const size_t len = 2 * FEW_VMAS * psize();
+	char *arena, *mem;
+	int i, fds[2];
+	pid_t pid;
+
+	start_without_mappings(_metadata, self);
+	mem = map_file(self, PROT_READ | PROT_WRITE, MAP_SHARED);
+	ASSERT_NE(mem, MAP_FAILED);
+	pid = fork_attacker(_metadata, self, fds, 0);
+	EXPECT_FALSE(bus_error(mem, true));
+	arena = mmap(NULL, len, PROT_NONE,
+		     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	ASSERT_NE(arena, MAP_FAILED);
+	for (i = 0; i < FEW_VMAS; i++)
+		ASSERT_EQ(mprotect(arena + 2 * i * psize(), psize(), PROT_READ), 0);
+	EXPECT_TRUE(bus_error(mem + psize(), true));
+	EXPECT_FALSE(bus_error(mem, true));
+	ASSERT_EQ(munmap(arena, len), 0);
+	EXPECT_FALSE(bus_error(mem + psize(), true));
+	EXPECT_TRUE(end_child(pid, fds));
+}
+
+/* There is a limit for processes with few mappings, too, of which no page is lost. */
+TEST_F_TIMEOUT(map_limit, max, TIMEOUT)
+{
+	const long more = self->pages / 2;
+	int fds[2];
+	char *mem;
+	pid_t pid;
+
+	start_without_mappings(_metadata, self);
+	mem = map_file(self, PROT_READ | PROT_WRITE, MAP_SHARED);
+	ASSERT_NE(mem, MAP_FAILED);
+	pid = fork_attacker(_metadata, self, fds, 0);
+	set_limits(MANY_MAPPINGS * self->pages,
+		   MANY_MAPPINGS * self->pages + more);
+	EXPECT_EQ(bus_errors(self, mem, true), self->pages - more);
+	EXPECT_EQ(present_pages(self, self->env.pagemap_fd, mem), more);
+	EXPECT_TRUE(end_child(pid, fds));
+	EXPECT_EQ(bus_errors(self, mem, true), 0);
 }
 
 /* Anonymous folios, and what else needs no file */

@@ -151,6 +151,12 @@ static inline bool is_mapped(char *addr, unsigned long len)
 	return !msync(addr, len, MS_ASYNC);
 }
 
+/*
+ * For system calls of mremap() with neither MREMAP_FIXED nor MREMAP_DONTUNMAP: they
+ * have four arguments, and whatever the register of the fifth contains.
+ */
+#define NO_NEW_ADDR	((char *)0x5a5a5a5bUL)
+
 /* None of the pages is mapped: not the same as not all of them are. */
 static inline bool is_unmapped(char *addr, unsigned long len)
 {

@@ -244,10 +244,16 @@ static void grow_unmap(FIXTURE_DATA(grow) * self, unsigned long size)
 		close(self->fd);
 }
 
+static char *new_addr(FIXTURE_DATA(grow) * self, int flags)
+{
+	return flags & MREMAP_FIXED ? self->dst : NO_NEW_ADDR;
+}
+
 static char *grow_to(FIXTURE_DATA(grow) * self, unsigned long size,
 		     unsigned long from, unsigned long to, int flags)
 {
-	return sys_mremap(self->p, from * size, to * size, flags, self->dst);
+	return sys_mremap(self->p, from * size, to * size, flags,
+			  new_addr(self, flags));
 }
 
 /* Where it should have gone; elsewhere is anywhere. */
@@ -314,9 +320,9 @@ static void grow_test(struct __test_metadata *_metadata,
 		expect_in_file(_metadata, self, size);
 
 	/* It can shrink, and grow again; what it lost is in the file, if at all. */
-	EXPECT_EQ(sys_mremap(p, NR_NEW * size, size, 0, NULL), p);
+	EXPECT_EQ(sys_mremap(p, NR_NEW * size, size, 0, NO_NEW_ADDR), p);
 	EXPECT_TRUE(is_unmapped(p + size, (NR_NEW - 1) * size));
-	p = sys_mremap(p, size, NR_NEW * size, MREMAP_MAYMOVE, NULL);
+	p = sys_mremap(p, size, NR_NEW * size, MREMAP_MAYMOVE, NO_NEW_ADDR);
 	ASSERT_NE(p, MAP_FAILED);
 	now = grow_state(self->fd, size);
 	EXPECT_EQ(now.rsvd, mapped.rsvd + (shared ? 0 : NR_NEW - 1)) {
@@ -493,6 +499,48 @@ TEST_F(grow, truncated)
 	}
 }
 
+/*
+ * The page in which the file ends is not accessible, and has no reservation. This
+ * is a size that only fallocate() gives to a file.
+ */
+TEST_F(grow, file_ends_within_page)
+{
+	int i, n;
+
+	for (n = 0; n < self->nr_sizes; n++) {
+		const unsigned long size = self->sizes[n];
+		long rsvd = pool_number(size, "resv_hugepages");
+		char *p;
+
+		grow_map(_metadata, self, size, NR_OLD, PROT_READ | PROT_WRITE,
+			 MAP_SHARED, !variant->flags);
+		ASSERT_EQ(ftruncate(self->fd, (FIRST_PGOFF + 1) * size), 0);
+		ASSERT_EQ(fallocate(self->fd, 0, (FIRST_PGOFF + 1) * size,
+				    size / 2), 0);
+		ASSERT_EQ(fallocate(self->fd, FALLOC_FL_PUNCH_HOLE |
+				    FALLOC_FL_KEEP_SIZE,
+				    (FIRST_PGOFF + 1) * size, size), 0);
+		EXPECT_EQ(pool_number(size, "resv_hugepages"), rsvd);
+		EXPECT_FALSE(is_readable(word(self->p, size, 1)));
+
+		p = grow_to(self, size, NR_OLD, NR_NEW, variant->flags);
+		expect_place(_metadata, self, size, variant->flags, p);
+		EXPECT_EQ(pool_number(size, "resv_hugepages"),
+			  rsvd + NR_NEW - 1) {
+			TH_LOG("%lu kB pages: %ld pages reserved of %d that are accessible",
+			       size >> 10,
+			       pool_number(size, "resv_hugepages") - rsvd,
+			       NR_NEW - 1);
+		}
+		EXPECT_EQ(*word(p, size, 0), 1);
+		for (i = 1; i < NR_NEW; i++)
+			EXPECT_EQ(*word(p, size, i), 0);
+		EXPECT_EQ(pool_number(size, "resv_hugepages"), rsvd);
+		munmap(p, NR_NEW * size);
+		grow_unmap(self, size);
+	}
+}
+
 /* A part of the mapping grows: it leaves the rest behind, unless it is the end. */
 TEST_F(grow, part)
 {
@@ -589,7 +637,7 @@ static void expect_refused(struct __test_metadata *_metadata,
 	int i;
 
 	errno = 0;
-	p = sys_mremap(self->p, old_len, new_len, flags, self->dst);
+	p = sys_mremap(self->p, old_len, new_len, flags, new_addr(self, flags));
 	EXPECT_EQ(p, MAP_FAILED) {
 		TH_LOG("%lu kB pages: it grows %s", size >> 10, what);
 	}
@@ -670,22 +718,33 @@ TEST_F(grow, refused)
 	}
 }
 
-/* To be written by those who map it already, but no more of it. */
+/* What mmap() does not map any more is still written by what is mapped. */
+static void seal_writing(struct __test_metadata *_metadata,
+			 FIXTURE_DATA(grow) * self, unsigned long size)
+{
+	ASSERT_EQ(fcntl(self->fd, F_ADD_SEALS, F_SEAL_FUTURE_WRITE), 0);
+	EXPECT_EQ(mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, self->fd,
+		       FIRST_PGOFF * size), MAP_FAILED);
+	EXPECT_EQ(errno, EPERM);
+}
+
 TEST_F(grow, sealed_against_writing)
 {
-	int n;
+	int n, i;
 
 	for (n = 0; n < self->nr_sizes; n++) {
 		const unsigned long size = self->sizes[n];
+		char *p;
 
 		grow_map(_metadata, self, size, NR_OLD, PROT_READ | PROT_WRITE,
 			 MAP_SHARED, !variant->flags);
-		ASSERT_EQ(ftruncate(self->fd, (FIRST_PGOFF + NR_NEW) * size),
-			  0);
-		ASSERT_EQ(fcntl(self->fd, F_ADD_SEALS, F_SEAL_FUTURE_WRITE), 0);
-		expect_refused(_metadata, self, size, NR_OLD * size,
-			       NR_NEW * size, variant->flags, EPERM,
-			       "a file sealed against writing");
+		seal_writing(_metadata, self, size);
+		p = grow_to(self, size, NR_OLD, NR_NEW, variant->flags);
+		expect_place(_metadata, self, size, variant->flags, p);
+		for (i = 0; i < NR_NEW; i++)
+			*word(p, size, i) = i + 1;
+		expect_in_file(_metadata, self, size);
+		munmap(p, NR_NEW * size);
 		grow_unmap(self, size);
 	}
 }
@@ -751,7 +810,8 @@ TEST_F(grow, private_part)
 		/* If there are not enough pages, it is not split either. */
 		if (take_pages(&taken, size, 1)) {
 			p = sys_mremap(self->p + 2 * size, size, 3 * size,
-				       variant->flags & ~MREMAP_FIXED, NULL);
+				       variant->flags & ~MREMAP_FIXED,
+				       NO_NEW_ADDR);
 			EXPECT_EQ(p, MAP_FAILED);
 			EXPECT_EQ(errno, ENOMEM);
 			give_back(&taken);
@@ -762,7 +822,7 @@ TEST_F(grow, private_part)
 			TH_LOG("%lu kB pages: a mapping that failed to grow was split",
 			       size >> 10);
 		}
-		EXPECT_EQ(sys_mremap(p, 4 * size, 3 * size, 0, NULL), p);
+		EXPECT_EQ(sys_mremap(p, 4 * size, 3 * size, 0, NO_NEW_ADDR), p);
 		if (p != self->p)
 			ASSERT_EQ(sys_mremap(p, 3 * size, 3 * size,
 					     MREMAP_MAYMOVE | MREMAP_FIXED,
@@ -944,9 +1004,14 @@ static void limit_pages(struct __test_metadata *_metadata,
 	ASSERT_TRUE(cgroup_write("", path, val));
 }
 
+static void join(struct __test_metadata *_metadata, const char *dir)
+{
+	ASSERT_TRUE(cgroup_write(dir, "cgroup.procs", "0"));
+}
+
 /*
- * What is private is charged to the group that it was mapped in, what is shared
- * to the one that makes it grow.
+ * What is private is charged to the group that it was mapped in, and grows in no
+ * other; what is shared is charged to the group of the task that makes it grow.
  */
 TEST_F(grow, cgroup)
 {
@@ -963,9 +1028,9 @@ TEST_F(grow, cgroup)
 			const bool shared = kinds[k].map_flags & MAP_SHARED;
 			char *p;
 
+			TH_LOG("%s", kinds[k].name);
 			limit_pages(_metadata, &self->cgroup, size, NR_NEW - 1);
-			ASSERT_TRUE(cgroup_write(self->cgroup.path,
-						 "cgroup.procs", "0"));
+			join(_metadata, self->cgroup.path);
 			grow_map(_metadata, self, size, NR_OLD,
 				 PROT_READ | PROT_WRITE, kinds[k].map_flags,
 				 !variant->flags);
@@ -973,27 +1038,63 @@ TEST_F(grow, cgroup)
 				       NR_NEW * size,
 				       variant->flags & ~MREMAP_FIXED, ENOMEM,
 				       "beyond the limit of its cgroup");
-			EXPECT_EQ(charged_pages(&self->cgroup, size), NR_OLD) {
-				TH_LOG("%s", kinds[k].name);
-			}
+			EXPECT_EQ(charged_pages(&self->cgroup, size), NR_OLD);
 
-			ASSERT_TRUE(cgroup_write(self->cgroup.root,
-						 "cgroup.procs", "0"));
 			limit_pages(_metadata, &self->cgroup, size, NR_NEW);
+			join(_metadata, self->cgroup.root);
+			if (!shared) {
+				expect_refused(_metadata, self, size,
+					       NR_OLD * size, NR_NEW * size,
+					       variant->flags, EINVAL,
+					       "in another cgroup");
+				EXPECT_EQ(charged_pages(&self->cgroup, size),
+					  NR_OLD);
+				join(_metadata, self->cgroup.path);
+			}
 			p = grow_to(self, size, NR_OLD, NR_NEW, variant->flags);
 			ASSERT_NE(p, MAP_FAILED);
 			EXPECT_EQ(charged_pages(&self->cgroup, size),
-				  shared ? NR_OLD : NR_NEW) {
-				TH_LOG("%s", kinds[k].name);
-			}
+				  shared ? NR_OLD : NR_NEW);
 			munmap(p, size);
 			EXPECT_EQ(charged_pages(&self->cgroup, size),
 				  shared ? NR_OLD : NR_NEW - 1);
 			munmap(p, NR_NEW * size);
 			grow_unmap(self, size);
-			EXPECT_EQ(charged_pages(&self->cgroup, size), 0) {
-				TH_LOG("%s", kinds[k].name);
-			}
+			EXPECT_EQ(charged_pages(&self->cgroup, size), 0);
+			join(_metadata, self->cgroup.root);
+		}
+	}
+}
+
+/* A task that was moved to a group reserves nothing beyond the limit of that. */
+TEST_F(grow, moved_to_cgroup)
+{
+	const char *reason = make_cgroup(&self->cgroup, self->sizes[0]);
+	int k, n;
+
+	if (reason)
+		SKIP(return, "%s", reason);
+
+	for (n = 0; n < self->nr_sizes; n++) {
+		const unsigned long size = self->sizes[n];
+
+		limit_pages(_metadata, &self->cgroup, size, NR_NEW - NR_OLD - 1);
+		for (k = 0; k < ARRAY_SIZE(kinds); k++) {
+			const bool shared = kinds[k].map_flags & MAP_SHARED;
+
+			TH_LOG("%s", kinds[k].name);
+			grow_map(_metadata, self, size, NR_OLD,
+				 PROT_READ | PROT_WRITE, kinds[k].map_flags,
+				 !variant->flags);
+			join(_metadata, self->cgroup.path);
+			expect_refused(_metadata, self, size, NR_OLD * size,
+				       NR_NEW * size,
+				       variant->flags & ~MREMAP_FIXED,
+				       shared ? ENOMEM : EINVAL,
+				       "in a cgroup with a limit");
+			EXPECT_EQ(charged_pages(&self->cgroup, size), 0);
+			join(_metadata, self->cgroup.root);
+			grow_unmap(self, size);
 		}
 	}
 }
@@ -1119,43 +1220,92 @@ static int register_missing(int uffd, char *p, unsigned long len)
 	return ioctl(uffd, UFFDIO_REGISTER, &reg);
 }
 
+/* Which of the pages does a userfaultfd protect? One bit for each. */
+static unsigned int protected_pages(char *p, unsigned long size, int nr)
+{
+	int i, pagemap = open("/proc/self/pagemap", O_RDONLY);
+	unsigned int mask = 0;
+
+	for (i = 0; i < nr; i++)
+		if (pagemap_get_entry(pagemap, p + i * size) & PM_UFFD_WP)
+			mask |= 1U << i;
+	close(pagemap);
+	return mask;
+}
+
+static int register_and_protect(int uffd, char *p, unsigned long len,
+				unsigned long protected_len)
+{
+	struct uffdio_register reg = {
+		.range = { (unsigned long)p, len },
+		.mode = UFFDIO_REGISTER_MODE_WP,
+	};
+	struct uffdio_writeprotect wp = {
+		.range = { (unsigned long)p, protected_len },
+		.mode = UFFDIO_WRITEPROTECT_MODE_WP,
+	};
+
+	return ioctl(uffd, UFFDIO_REGISTER, &reg) ? :
+		ioctl(uffd, UFFDIO_WRITEPROTECT, &wp);
+}
+
 /*
- * To move takes away what a userfaultfd has protected, if it is not told, and it
- * may turn out afterwards that there are not enough pages to grow; for private
- * mappings that is known before.
+ * A mapping that moves leaves a userfaultfd that is not told. One that cannot
+ * grow, because there are not enough pages, stays and keeps its protection; the
+ * pages of a shared mapping are counted when it has moved already.
  */
+static void userfaultfd_test(struct __test_metadata *_metadata,
+			     FIXTURE_DATA(grow) * self, unsigned long size,
+			     int flags, int uffd, const struct grow_kind *kind)
+{
+	struct taken taken;
+	char *p;
+	int i;
+
+	grow_map(_metadata, self, size, NR_OLD, PROT_READ | PROT_WRITE,
+		 kind->map_flags, !flags);
+	ASSERT_EQ(register_and_protect(uffd, self->p, NR_OLD * size, size), 0);
+	EXPECT_EQ(protected_pages(self->p, size, NR_OLD), 1);
+	if (take_pages(&taken, size, 1)) {
+		expect_refused(_metadata, self, size, NR_OLD * size,
+			       NR_NEW * size, flags & ~MREMAP_FIXED, ENOMEM,
+			       "with not enough pages and a userfaultfd");
+		EXPECT_EQ(protected_pages(self->p, size, NR_OLD), 1) {
+			TH_LOG("%lu kB pages: protection lost", size >> 10);
+		}
+		give_back(&taken);
+	}
+
+	p = grow_to(self, size, NR_OLD, NR_NEW, flags);
+	expect_place(_metadata, self, size, flags, p);
+	EXPECT_EQ(protected_pages(p, size, NR_NEW), !flags) {
+		TH_LOG("%lu kB pages: protected are %#x", size >> 10,
+		       protected_pages(p, size, NR_NEW));
+	}
+	for (i = 0; i < NR_NEW; i++) {
+		EXPECT_EQ(*word(p, size, i), i < NR_OLD ? i + 1 : 0);
+		/* Nothing answers the fault of a protected page here. */
+		if (flags || i)
+			*word(p, size, i) = i + 10;
+	}
+	munmap(p, NR_NEW * size);
+	grow_unmap(self, size);
+}
+
 TEST_F(grow, userfaultfd)
 {
-	int n, uffd = open_userfaultfd(0, 0);
+	int uffd = open_userfaultfd(0, UFFD_FEATURE_PAGEFAULT_FLAG_WP |
+				    UFFD_FEATURE_WP_HUGETLBFS_SHMEM);
+	int k, n;
 
 	if (uffd < 0)
 		SKIP(return, "No userfaultfd: %s", strerror(errno));
-
 	for (n = 0; n < self->nr_sizes; n++) {
-		const unsigned long size = self->sizes[n];
-		char *p;
-
-		grow_map(_metadata, self, size, NR_OLD, PROT_READ | PROT_WRITE,
-			 MAP_SHARED, !variant->flags);
-		ASSERT_EQ(register_missing(uffd, self->p, NR_OLD * size), 0);
-		if (variant->flags) {
-			expect_refused(_metadata, self, size, NR_OLD * size,
-				       NR_NEW * size, variant->flags, EINVAL,
-				       "and moves with a userfaultfd");
-		} else {
-			EXPECT_EQ(grow_to(self, size, NR_OLD, NR_NEW, 0),
-				  self->p);
+		for (k = 0; k < ARRAY_SIZE(kinds); k++) {
+			TH_LOG("%s", kinds[k].name);
+			userfaultfd_test(_metadata, self, self->sizes[n],
+					 variant->flags, uffd, &kinds[k]);
 		}
-		grow_unmap(self, size);
-
-		grow_map(_metadata, self, size, NR_OLD, PROT_READ | PROT_WRITE,
-			 MAP_PRIVATE | MAP_ANONYMOUS, !variant->flags);
-		ASSERT_EQ(register_missing(uffd, self->p, NR_OLD * size), 0);
-		p = grow_to(self, size, NR_OLD, NR_NEW, variant->flags);
-		expect_place(_metadata, self, size, variant->flags, p);
-		EXPECT_EQ(*word(p, size, 1), 2);
-		munmap(p, NR_NEW * size);
-		grow_unmap(self, size);
 	}
 	close(uffd);
 }
@@ -1417,7 +1567,7 @@ static void duplicate_test(struct __test_metadata *_metadata,
 	mapped = grow_state(self->fd, size);
 
 	/* As much as is mapped, and from the middle. */
-	p = sys_mremap(self->p + size, 0, size, flags, self->dst);
+	p = sys_mremap(self->p + size, 0, size, flags, new_addr(self, flags));
 	ASSERT_NE(p, MAP_FAILED) {
 		TH_LOG("mremap() of %lu kB pages to duplicate: %s", size >> 10,
 		       strerror(errno));
@@ -1433,7 +1583,7 @@ static void duplicate_test(struct __test_metadata *_metadata,
 	munmap(p, size);
 
 	/* And more. */
-	p = sys_mremap(self->p, 0, NR_NEW * size, flags, self->dst);
+	p = sys_mremap(self->p, 0, NR_NEW * size, flags, new_addr(self, flags));
 	ASSERT_NE(p, MAP_FAILED);
 	now = grow_state(self->fd, size);
 	EXPECT_EQ(now.rsvd, mapped.rsvd + reserve * (NR_NEW - NR_OLD));
@@ -1474,6 +1624,32 @@ TEST_F(duplicate, shared_anonymous_noreserve)
 		duplicate_test(_metadata, &self->grow, self->grow.sizes[n],
 			       variant->flags,
 			       MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE);
+}
+
+/* As growth: see seal_writing(). */
+TEST_F(duplicate, sealed_against_writing)
+{
+	FIXTURE_DATA(grow) * grow = &self->grow;
+	int n, i;
+
+	for (n = 0; n < grow->nr_sizes; n++) {
+		const unsigned long size = grow->sizes[n];
+		char *p;
+
+		grow_map(_metadata, grow, size, NR_OLD, PROT_READ | PROT_WRITE,
+			 MAP_SHARED, false);
+		seal_writing(_metadata, grow, size);
+		p = grow_to(grow, size, 0, NR_NEW, variant->flags);
+		ASSERT_NE(p, MAP_FAILED) {
+			TH_LOG("%lu kB pages: no duplicate of a file sealed against writing: %s",
+			       size >> 10, strerror(errno));
+		}
+		for (i = 0; i < NR_NEW; i++)
+			*word(p, size, i) = i + 1;
+		expect_in_file(_metadata, grow, size);
+		munmap(p, NR_NEW * size);
+		grow_unmap(grow, size);
+	}
 }
 
 TEST_F(duplicate, system_v)
@@ -1705,6 +1881,36 @@ TEST_F(dontunmap, part)
 			       self->grow.sizes[n], 1, 1);
 		dontunmap_test(_metadata, &self->grow, variant,
 			       self->grow.sizes[n], 1, 2);
+	}
+}
+
+/* As growth: see seal_writing(). The seal does not matter to private mappings. */
+TEST_F(dontunmap, sealed_against_writing)
+{
+	FIXTURE_DATA(grow) * grow = &self->grow;
+	const int map_flags = variant->map_flags & ~MAP_ANONYMOUS;
+	int n, i;
+
+	for (n = 0; n < grow->nr_sizes; n++) {
+		const unsigned long size = grow->sizes[n];
+		char *p;
+
+		grow_map(_metadata, grow, size, NR_OLD, PROT_READ | PROT_WRITE,
+			 map_flags, false);
+		seal_writing(_metadata, grow, size);
+		p = dontunmap(grow, size, 0, NR_OLD, variant->flags);
+		ASSERT_NE(p, MAP_FAILED) {
+			TH_LOG("%lu kB pages: MREMAP_DONTUNMAP of a write-sealed file: %s",
+			       size >> 10, strerror(errno));
+		}
+		for (i = 0; i < NR_OLD; i++) {
+			*word(p, size, i) = i + 11;
+			*word(grow->p, size, i) = i + 21;
+			EXPECT_EQ(*word(p, size, i),
+				  map_flags & MAP_SHARED ? i + 21 : i + 11);
+		}
+		munmap(p, NR_OLD * size);
+		grow_unmap(grow, size);
 	}
 }
 
@@ -2067,14 +2273,14 @@ TEST_F_TIMEOUT(gigantic, grow_and_move, 400)
 	*p = 1;
 
 	munmap(p + size, size);
-	ASSERT_EQ(sys_mremap(p, size, 2 * size, 0, NULL), p) {
+	ASSERT_EQ(sys_mremap(p, size, 2 * size, 0, NO_NEW_ADDR), p) {
 		TH_LOG("mremap() of %lu kB pages to grow: %s", size >> 10,
 		       strerror(errno));
 	}
 	EXPECT_EQ(pool_number(size, "resv_hugepages"), before.rsvd + 1);
 	*(p + size) = 2;
 	EXPECT_EQ(pool_number(size, "resv_hugepages"), before.rsvd);
-	EXPECT_EQ(sys_mremap(p, 2 * size, size, 0, NULL), p);
+	EXPECT_EQ(sys_mremap(p, 2 * size, size, 0, NO_NEW_ADDR), p);
 	EXPECT_EQ(pool_number(size, "free_hugepages"),
 		  before.free - (shared ? 2 : 1));
 
@@ -2087,9 +2293,9 @@ TEST_F_TIMEOUT(gigantic, grow_and_move, 400)
 		EXPECT_EQ(*(q + size), 2);
 	EXPECT_EQ(pool_number(size, "resv_hugepages"),
 		  before.rsvd + (shared ? 0 : 1));
-	EXPECT_EQ(sys_mremap(q, 2 * size, size, 0, NULL), q);
+	EXPECT_EQ(sys_mremap(q, 2 * size, size, 0, NO_NEW_ADDR), q);
 
-	p = sys_mremap(q, 0, size, MREMAP_MAYMOVE, NULL);
+	p = sys_mremap(q, 0, size, MREMAP_MAYMOVE, NO_NEW_ADDR);
 	if (shared) {
 		ASSERT_NE(p, MAP_FAILED);
 		EXPECT_EQ(*p, 1);

@@ -1419,6 +1419,38 @@ TEST_F(shrink, own_page_split)
 		own_page_test(_metadata, self, true);
 }
 
+/* Only MREMAP_FIXED and MREMAP_DONTUNMAP have a fifth argument. */
+static void four_arguments_test(struct __test_metadata *_metadata,
+				FIXTURE_DATA(shrink) * self, int flags)
+{
+	const unsigned long size = self->size;
+	char *p = map_huge(_metadata, self->p, 2 * size, size);
+	/* What a register may contain; no address of any page. */
+	char *garbage = (char *)0x5a5a5a5bUL;
+
+	*p = 1;
+	EXPECT_EQ(sys_mremap(p, 2 * size, 2 * size, flags, garbage), p);
+	EXPECT_EQ(sys_mremap(p, 2 * size, size, flags, garbage), p) {
+		TH_LOG("mremap() of %lu kB pages to shrink, with four arguments: %s",
+		       size >> 10, strerror(errno));
+	}
+	EXPECT_TRUE(is_unmapped(p + size, size));
+	EXPECT_EQ(*p, 1);
+	munmap(p, 2 * size);
+}
+
+TEST_F(shrink, four_arguments)
+{
+	while (next_size(_metadata, self))
+		four_arguments_test(_metadata, self, 0);
+}
+
+TEST_F(shrink, four_arguments_may_move)
+{
+	while (next_size(_metadata, self))
+		four_arguments_test(_metadata, self, MREMAP_MAYMOVE);
+}
+
 /* Lengths that are the same when rounded up change nothing. */
 TEST_F(shrink, same_length)
 {
@@ -1480,15 +1512,13 @@ FIXTURE_TEARDOWN(failure)
 	end_injection();
 }
 
-/* Have each of the allocations fail in turn. */
-static void move_with_failures(const FIXTURE_VARIANT(failure) * v,
-			       struct partial_state *st)
+/* Map pages and touch some. Returns an address that the pages of @v can move to. */
+static char *map_to_fail(const FIXTURE_VARIANT(failure) * v,
+			 struct partial_state *st)
 {
 	const unsigned long size = st->size, span = table_span(size);
-	const unsigned long len = v->count * size;
-	unsigned int nth, i, left;
+	unsigned int i;
 	char *src, *dst;
-	bool moved = false;
 
 	signal(SIGBUS, sigbus_handler);
 	/* Half of the pages go to one page table, half of them to another. */
@@ -1506,7 +1536,17 @@ static void move_with_failures(const FIXTURE_VARIANT(failure) * v,
 		if (st->touched & (1U << i))
 			write_page(st, i, i + 1);
 	}
-	left = untouched(st, 0, NR_PRIVATE);
+	return dst;
+}
+
+/* Have each of the allocations fail in turn. */
+static void move_with_failures(const FIXTURE_VARIANT(failure) * v,
+			       struct partial_state *st)
+{
+	const unsigned long size = st->size, len = v->count * size;
+	char *dst = map_to_fail(v, st);
+	unsigned int nth, i, left = untouched(st, 0, NR_PRIVATE);
+	bool moved = false;
 
 	for (nth = 1; !moved; nth++) {
 		char *p, *from = st->page[v->first];
@@ -1544,8 +1584,95 @@ static void move_with_failures(const FIXTURE_VARIANT(failure) * v,
 	_exit(KSFT_PASS);
 }
 
-/* A move that fails must leave everything where it was. */
-TEST_F_TIMEOUT(failure, nth_allocation, 400)
+/* A userfaultfd without events, with write protection of huge pages. */
+static int open_protecting_uffd(struct report *report)
+{
+	struct uffdio_api api = {
+		.api = UFFD_API,
+		.features = UFFD_FEATURE_PAGEFAULT_FLAG_WP |
+			    UFFD_FEATURE_WP_HUGETLBFS_SHMEM,
+	};
+	int uffd = syscall(__NR_userfaultfd, O_CLOEXEC | UFFD_USER_MODE_ONLY);
+
+	if (uffd < 0 || ioctl(uffd, UFFDIO_API, &api))
+		finish(report, KSFT_SKIP, "skipped, no such userfaultfd: %s",
+		       strerror(errno));
+	return uffd;
+}
+
+static void protect(struct report *report, int uffd, char *p, unsigned long len)
+{
+	struct uffdio_register reg = {
+		.range = { (unsigned long)p, len },
+		.mode = UFFDIO_REGISTER_MODE_WP,
+	};
+	struct uffdio_writeprotect wp = {
+		.range = { (unsigned long)p, len },
+		.mode = UFFDIO_WRITEPROTECT_MODE_WP,
+	};
+
+	if (ioctl(uffd, UFFDIO_REGISTER, &reg) ||
+	    ioctl(uffd, UFFDIO_WRITEPROTECT, &wp))
+		give_up(report, "userfaultfd: %s", strerror(errno));
+}
+
+/*
+ * All pages that move are protected, those without memory by markers. They stay
+ * so if the move fails; otherwise they leave the userfaultfd.
+ */
+static void move_protected_with_failures(const FIXTURE_VARIANT(failure) * v,
+					 struct partial_state *st)
+{
+	const unsigned long size = st->size, len = v->count * size;
+	char *p, *dst = map_to_fail(v, st), *src = st->page[v->first];
+	int uffd = open_protecting_uffd(st->report);
+	int pagemap = open("/proc/self/pagemap", O_RDONLY);
+	unsigned int nth, i, failures = 0;
+	bool injected = true, want;
+
+	for (nth = 1; injected; nth++) {
+		protect(st->report, uffd, src, len);
+		p = mremap_failing(nth, src, len, len,
+				   MREMAP_MAYMOVE | MREMAP_FIXED, dst,
+				   &injected);
+		if (p != dst && !injected)
+			give_up(st->report, "mremap(): %s", strerror(errno));
+		want = p != dst;
+		p = want ? src : dst;
+		failures += want;
+		for (i = 0; i < v->count; i++)
+			if (!!(pagemap_get_entry(pagemap, p + i * size) &
+			       PM_UFFD_WP) != want)
+				give_up(st->report, "page %u %s protected by mremap() %u",
+					v->first + i,
+					want ? "does not stay" : "stays", nth);
+		if (want)
+			continue;
+		for (i = v->first; i < v->first + v->count; i++) {
+			st->page[i] = dst + (i - v->first) * size;
+			if (st->touched & (1U << i)) {
+				touch_page(st, i);
+				write_page(st, i, i + 1);
+			}
+		}
+		if (sys_mremap(dst, len, len, MREMAP_MAYMOVE | MREMAP_FIXED,
+			       src) != src)
+			give_up(st->report, "mremap() back: %s",
+				strerror(errno));
+		for (i = 0; i < v->count; i++)
+			st->page[v->first + i] = src + i * size;
+	}
+	if (!failures)
+		give_up(st->report, "no allocation failed");
+	finish(st->report, KSFT_PASS, "%u of %u allocations had to succeed",
+	       failures, nth - 2);
+}
+
+static void failure_test(struct __test_metadata *_metadata,
+			 FIXTURE_DATA(failure) * self,
+			 const FIXTURE_VARIANT(failure) * variant,
+			 void (*run)(const FIXTURE_VARIANT(failure) * v,
+				     struct partial_state *st))
 {
 	int i, tested = 0;
 
@@ -1559,7 +1686,7 @@ TEST_F_TIMEOUT(failure, nth_allocation, 400)
 
 		ASSERT_GE(pid, 0);
 		if (!pid)
-			move_with_failures(variant, &st);
+			run(variant, &st);
 		tested += child_has_run(_metadata, self->report, pid, st.size,
 					"mremap with allocation failures");
 		EXPECT_EQ(reserved_pages(st.size), st.rsvd) {
@@ -1568,7 +1695,18 @@ TEST_F_TIMEOUT(failure, nth_allocation, 400)
 		}
 	}
 	if (!tested)
-		SKIP(return, "Not enough address space");
+		SKIP(return, "Not enough address space, or no userfaultfd");
+}
+
+/* A move that fails must leave everything where it was. */
+TEST_F_TIMEOUT(failure, nth_allocation, 400)
+{
+	failure_test(_metadata, self, variant, move_with_failures);
+}
+
+TEST_F_TIMEOUT(failure, write_protected, 400)
+{
+	failure_test(_metadata, self, variant, move_protected_with_failures);
 }
 
 #define UNPOISON	"/sys/kernel/debug/hwpoison/unpoison-pfn"
@@ -1915,6 +2053,100 @@ static void move_tables_with_failures(struct tables_state *st)
 	if (!failures)
 		give_up(st->report, "no allocation failed");
 	st->src = st->dst;
+	tables_end(st);
+}
+
+/* Without an address, the kernel has to find one to which the table can move. */
+static void expect_congruent(struct tables_state *st, const char *when, char *p)
+{
+	const unsigned long mask = pud_span() - 1;
+
+	if (((unsigned long)p ^ (unsigned long)st->src) & mask)
+		give_up(st->report, "moved from %p to %p %s, where its page table does not fit",
+			st->src, p, when);
+	expect_present(st, when, p);
+	expect_still_shared(st, p);
+	check_words(st->report, when, p, st->size, st->nr, 1000);
+}
+
+/* Something comes after the mapping, so that it has to move. */
+static void grow_tables(struct tables_state *st)
+{
+	unsigned long len;
+	char *p;
+
+	tables_start(st);
+	len = st->nr * st->size;
+	p = sys_mremap(st->src, len, len + st->size, MREMAP_MAYMOVE,
+		       NO_NEW_ADDR);
+	if (p == MAP_FAILED)
+		give_up(st->report, "mremap() to grow: %s", strerror(errno));
+	expect_congruent(st, "to grow", p);
+	*word(p, st->size, st->nr) = 1;
+	set_words(p, st->size, st->nr, 3000);
+	st->src = p;
+	tables_end(st);
+}
+
+static void leave_tables(struct tables_state *st)
+{
+	unsigned long len;
+	char *p, *hint;
+
+	tables_start(st);
+	len = st->nr * st->size;
+	p = sys_mremap(st->src, len, len, MREMAP_MAYMOVE | MREMAP_DONTUNMAP,
+		       NULL);
+	if (p == MAP_FAILED)
+		give_up(st->report, "MREMAP_DONTUNMAP: %s", strerror(errno));
+	expect_congruent(st, "by MREMAP_DONTUNMAP", p);
+
+	/* The caller's wish comes first. */
+	hint = st->dst + st->size;
+	munmap(hint, len);
+	st->src = sys_mremap(p, len, len, MREMAP_MAYMOVE | MREMAP_DONTUNMAP,
+			     hint);
+	if (st->src != hint)
+		give_up(st->report, "moved to %p instead of %p", st->src, hint);
+	check_words(st->report, "at the address of the hint", hint, st->size,
+		    st->nr, 1000);
+	set_words(hint, st->size, st->nr, 3000);
+	tables_end(st);
+}
+
+static void fill_address_space(unsigned long min)
+{
+	unsigned long len;
+
+	for (len = 1UL << (BITS_PER_LONG - 2); len >= min; len /= 2)
+		while (mmap(NULL, len, PROT_NONE,
+			    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1,
+			    0) != MAP_FAILED)
+			;
+}
+
+/*
+ * The only hole is as long as the search for an aligned address requires, and
+ * nowhere in it the table fits.
+ */
+static void grow_tables_into_hole(struct tables_state *st)
+{
+	unsigned long len;
+	char *p, *hole;
+
+	tables_start(st);
+	len = st->nr * st->size;
+	hole = st->dst + st->size;
+	fill_address_space(st->size);
+	munmap(hole, len + 2 * st->size);
+	p = sys_mremap(st->src, len, len + st->size, MREMAP_MAYMOVE,
+		       NO_NEW_ADDR);
+	if (p != hole && p != hole + st->size)
+		give_up(st->report, "mremap() to the only hole: %s",
+			p == MAP_FAILED ? strerror(errno) : "elsewhere");
+	check_words(st->report, "in the only hole", p, st->size, st->nr, 1000);
+	set_words(p, st->size, st->nr, 3000);
+	st->src = p;
 	tables_end(st);
 }
 
@@ -2412,6 +2644,21 @@ static void tables_test(struct __test_metadata *_metadata,
 TEST_F_TIMEOUT(tables, move, 400)
 {
 	tables_test(_metadata, self, variant, move_tables);
+}
+
+TEST_F_TIMEOUT(tables, grow, 400)
+{
+	tables_test(_metadata, self, variant, grow_tables);
+}
+
+TEST_F_TIMEOUT(tables, grow_into_hole, 400)
+{
+	tables_test(_metadata, self, variant, grow_tables_into_hole);
+}
+
+TEST_F_TIMEOUT(tables, dontunmap, 400)
+{
+	tables_test(_metadata, self, variant, leave_tables);
 }
 
 TEST_F_TIMEOUT(tables, stress, 400)
