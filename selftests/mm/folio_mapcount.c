@@ -1004,31 +1004,6 @@ TEST_F_TIMEOUT(statistics, shmem_at_random, TIMEOUT)
 	close(fd);
 }
 
-/* The sum of a field of /proc/self/smaps, in kB, of what is mapped of @r */
-static long smaps_sum(struct region *r, const char *field)
-{
-	const unsigned long first = (unsigned long)r->mem;
-	const unsigned long end = first + r->nr * r->size;
-	unsigned long vm_start = 0, vm_end = 0;
-	char line[256], name[64];
-	long kb, sum = 0;
-	FILE *file;
-
-	file = fopen("/proc/self/smaps", "r");
-	if (!file)
-		return -1;
-	while (fgets(line, sizeof(line), file)) {
-		if (sscanf(line, "%lx-%lx ", &vm_start, &vm_end) == 2)
-			continue;
-		if (vm_start >= first && vm_end <= end &&
-		    sscanf(line, "%63[^:]: %ld kB", name, &kb) == 2 &&
-		    !strcmp(name, field))
-			sum += kb;
-	}
-	fclose(file);
-	return sum;
-}
-
 /*
  * A child gets half of each folio. The other half is private to its parent, and
  * known to be.
@@ -1050,8 +1025,8 @@ TEST_F_TIMEOUT(statistics, private, TIMEOUT)
 		for (n = 0; n < r.nr; n++)
 			ASSERT_EQ(madvise(r.mem + n * size + size / 2, size / 2,
 					  MADV_DONTFORK), 0);
-		EXPECT_EQ(smaps_sum(&r, "Private_Dirty"), kb);
-		EXPECT_EQ(smaps_sum(&r, "Pss"), kb);
+		EXPECT_EQ(smaps_sum(getpid(), &r, "Private_Dirty"), kb);
+		EXPECT_EQ(smaps_sum(getpid(), &r, "Pss"), kb);
 
 		pid = fork_child(fds);
 		ASSERT_GT(pid, 0);
@@ -1070,13 +1045,13 @@ TEST_F_TIMEOUT(statistics, private, TIMEOUT)
 			TH_LOG("%zukB: %ld exclusive pages are said to be shared",
 			       size >> 10, clear);
 		}
-		EXPECT_EQ(smaps_sum(&r, "Private_Dirty"), kb / 2);
-		EXPECT_EQ(smaps_sum(&r, "Shared_Dirty"), kb / 2);
+		EXPECT_EQ(smaps_sum(getpid(), &r, "Private_Dirty"), kb / 2);
+		EXPECT_EQ(smaps_sum(getpid(), &r, "Shared_Dirty"), kb / 2);
 		/* Half of it is mapped by two. */
-		EXPECT_EQ(smaps_sum(&r, "Pss"), kb / 2 + kb / 4);
+		EXPECT_EQ(smaps_sum(getpid(), &r, "Pss"), kb / 2 + kb / 4);
 		ASSERT_TRUE(end_child(pid, fds));
-		EXPECT_EQ(smaps_sum(&r, "Private_Dirty"), kb);
-		EXPECT_EQ(smaps_sum(&r, "Pss"), kb);
+		EXPECT_EQ(smaps_sum(getpid(), &r, "Private_Dirty"), kb);
+		EXPECT_EQ(smaps_sum(getpid(), &r, "Pss"), kb);
 		region_free(&r);
 		tested++;
 	}
@@ -1112,7 +1087,7 @@ static long smaps_pss(char *mem, size_t size)
 {
 	struct region r = { .mem = mem, .size = size, .nr = 1 };
 
-	return smaps_sum(&r, "Pss");
+	return smaps_sum(getpid(), &r, "Pss");
 }
 
 /*

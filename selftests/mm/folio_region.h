@@ -462,4 +462,30 @@ static inline void expect_contents(struct __test_metadata *_metadata,
 	}
 }
 
+/* The sum of a field of smaps of a process, in kB, of what is mapped of @r; or -1 */
+static inline long smaps_sum(pid_t pid, struct region *r, const char *field)
+{
+	const unsigned long first = (unsigned long)r->mem;
+	const unsigned long end = first + r->nr * r->size;
+	unsigned long vm_start = 0, vm_end = 0;
+	char line[256], name[64];
+	long kb, sum = 0;
+	FILE *file;
+
+	snprintf(line, sizeof(line), "/proc/%d/smaps", pid);
+	file = fopen(line, "r");
+	if (!file)
+		return -1;
+	while (fgets(line, sizeof(line), file)) {
+		if (sscanf(line, "%lx-%lx ", &vm_start, &vm_end) == 2)
+			continue;
+		if (vm_start >= first && vm_end <= end &&
+		    sscanf(line, "%63[^:]: %ld kB", name, &kb) == 2 &&
+		    !strcmp(name, field))
+			sum += kb;
+	}
+	fclose(file);
+	return sum;
+}
+
 #endif /* __FOLIO_REGION_H__ */

@@ -97,32 +97,6 @@ FIXTURE_TEARDOWN(folio_smaps)
 	thp_restore_settings();
 }
 
-/* The sum of a field of smaps of a process, in kB, of what is mapped of @r; or -1 */
-static long smaps_kb(pid_t pid, struct region *r, const char *field)
-{
-	const unsigned long first = (unsigned long)r->mem;
-	const unsigned long end = first + r->nr * r->size;
-	unsigned long vm_start = 0, vm_end = 0;
-	char line[256], name[64];
-	long kb, sum = 0;
-	FILE *file;
-
-	snprintf(line, sizeof(line), "/proc/%d/smaps", pid);
-	file = fopen(line, "r");
-	if (!file)
-		return -1;
-	while (fgets(line, sizeof(line), file)) {
-		if (sscanf(line, "%lx-%lx ", &vm_start, &vm_end) == 2)
-			continue;
-		if (vm_start >= first && vm_end <= end &&
-		    sscanf(line, "%63[^:]: %ld kB", name, &kb) == 2 &&
-		    !strcmp(name, field))
-			sum += kb;
-	}
-	fclose(file);
-	return sum;
-}
-
 static void expect_kb(struct __test_metadata *_metadata,
 		      FIXTURE_DATA(folio_smaps) * self, const char *process,
 		      pid_t pid, const char *field, long expected)
@@ -131,7 +105,7 @@ static void expect_kb(struct __test_metadata *_metadata,
 	int i;
 
 	for (i = 0; i < TRIES; i++) {
-		kb = smaps_kb(pid, &self->r, field);
+		kb = smaps_sum(pid, &self->r, field);
 		/* A page that is shared by three may be rounded. */
 		if (kb == expected || kb == expected - 1)
 			return;
@@ -203,9 +177,9 @@ TEST_F_TIMEOUT(folio_smaps, pss_adds_up, TIMEOUT)
 		pids[n] = fork_child_drop(fds[n], &self->r, drop * psize());
 		ASSERT_GT(pids[n], 0);
 		for (tries = 0; tries < TRIES; tries++) {
-			sum = smaps_kb(getpid(), &self->r, "Pss");
+			sum = smaps_sum(getpid(), &self->r, "Pss");
 			for (i = 0; i <= n; i++) {
-				pss = smaps_kb(pids[i], &self->r, "Pss");
+				pss = smaps_sum(pids[i], &self->r, "Pss");
 				ASSERT_GE(pss, 0);
 				sum += pss;
 			}
