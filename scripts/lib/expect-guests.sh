@@ -104,7 +104,8 @@ rows_to_run() {
 }
 
 # guests_of TREE: one line for each guest that the rows need, those that may
-# hang first: CONFIG, APPEND, and the tests; on the series two for each kernel
+# hang first: CONFIG, APPEND, and the tests. On the series there are two for each
+# kernel; on the base one for each program, as what one leaks the next one lacks.
 guests_of() {
 	rows_to_run "$1" | awk -F'\t' -v tree="$1" '
 		tree == "base" && ($6 == "-" || $6 == "widened") { next }
@@ -114,8 +115,8 @@ guests_of() {
 			for (i = 1; i <= n; i++) {
 				split(row[i], word, " ")
 				if (tree == "series" && word[1] != row[i] && (kernel[i], word[1]) in has) continue
-				half = tree == "series" ? count[kernel[i]]++ % 2 : word[1]
-				tests[kernel[i], half] = tests[kernel[i], half] FS row[i]
+				guest = tree == "series" ? count[kernel[i]]++ % 2 : word[1]
+				tests[kernel[i], guest] = tests[kernel[i], guest] FS row[i]
 			}
 			for (key in tests) {
 				split(key, part, SUBSEP)

@@ -271,6 +271,12 @@ series_before() {
 	echo "$previous"
 }
 
+# cover_text NAME: what people wrote of its cover letter; scripts/export adds the rest
+generated_part='Shortlog and diffstat:'
+cover_text() {
+	sed "/^$generated_part\$/,\$d" "$top/patches/$1/0000-cover-letter.txt"
+}
+
 # depends_on NAME: what its cover letter says after 'Depends on:', and what that
 # depends on, in the order of 'series'
 depends_on() {
