@@ -40,15 +40,16 @@ static uint64_t now(void)
 
 static int warming_up = 1;
 
-static void report(const char *name, uint64_t start)
+static uint64_t report(const char *name, uint64_t start)
 {
 	uint64_t end = now();
 
 	if (warming_up)
-		return;
+		return end - start;
 	mark(2);
 	printf("%s %llu\n", name, (unsigned long long)(end - start));
 	fflush(stdout);
+	return end - start;
 }
 
 static unsigned long get(const char *path)
@@ -255,6 +256,174 @@ static void map_unmap(const char *size, unsigned int kb, int repeats)
 	}
 }
 
+/*
+ * Fork a child that maps @p, 64 MiB, until @go is closed. It first drops one page of
+ * each @drop bytes, unless that is 0.
+ */
+static pid_t fork_mapping(char *p, size_t drop, int *go)
+{
+	int ready[2], end[2];
+	pid_t child;
+	char c = 0;
+	size_t i;
+
+	if (pipe(ready) || pipe(end))
+		err(1, "pipe");
+	child = fork();
+	if (child < 0)
+		err(1, "fork");
+	if (!child) {
+		close(end[1]);
+		for (i = 0; drop && i < 64 * MB; i += drop)
+			if (madvise(p + i, 4 * KB, MADV_DONTNEED))
+				err(1, "madvise");
+		if (write(ready[1], &c, 1) != 1)
+			_exit(1);
+		_exit(read(end[0], &c, 1));
+	}
+	close(ready[1]);
+	if (read(ready[0], &c, 1) != 1)
+		errx(1, "the child has failed");
+	close(ready[0]);
+	close(end[0]);
+	*go = end[1];
+	/* let the child run until it waits: none of it is counted */
+	usleep(10000);
+	return child;
+}
+
+static void end_mapping(pid_t child, int go)
+{
+	close(go);
+	if (waitpid(child, NULL, 0) != child)
+		err(1, "waitpid");
+}
+
+/* each from offset 0: a second write behind the first one is ignored */
+static void drop_slab(int fd)
+{
+	if (pwrite(fd, "2", 1, 0) != 1)
+		err(1, "drop_caches");
+}
+
+/*
+ * The deferred split shrinker, which a write to drop_caches runs for the whole
+ * queue, with all other shrinkers. These have had all that they can drop, by three
+ * writes before. The same write again finds the queue empty, unless folios were
+ * put back, so the difference is what the shrinker did with the queue. A timer tick
+ * in the second write would hide a part of it: that one is the least of three.
+ */
+static void shrink(int fd, unsigned long folios)
+{
+	uint64_t start, first, spent, again = UINT64_MAX;
+	int i;
+
+	start = now();
+	drop_slab(fd);
+	first = report("snapshot-drop-caches", start);
+	for (i = 0; i < 3; i++) {
+		start = now();
+		drop_slab(fd);
+		spent = report("snapshot-drop-again", start);
+		if (spent < again)
+			again = spent;
+	}
+	/* not between two marks: locked operations are counted for those above */
+	if (!warming_up)
+		printf("snapshot-shrink %llu for %lu folios\n",
+		       (unsigned long long)(first > again ? first - again : 0), folios);
+	fflush(stdout);
+}
+
+/*
+ * A snapshot, as of a database: the parent writes to one page of each of 1024
+ * folios of 64 KiB while a child that has written nothing maps all of them. Counts
+ * the writes, or what the shrinker does afterwards.
+ */
+static void snapshot(int shrinker, int repeats)
+{
+	int i, go, fd = -1;
+	uint64_t start;
+	size_t offset;
+	pid_t child;
+	char *p;
+
+	if (shrinker) {
+		/* no message for each write */
+		put("/proc/sys/vm/drop_caches", "4");
+		fd = open("/proc/sys/vm/drop_caches", O_WRONLY);
+		if (fd < 0)
+			err(1, "drop_caches");
+	}
+	for (; repeats >= 0; repeats--) {
+		p = anon(64 * MB, 64);
+		child = fork_mapping(p, 0, &go);
+		for (i = 0; shrinker && i < 3; i++)
+			drop_slab(fd);
+		start = now();
+		for (offset = 0; offset < 64 * MB; offset += 64 * KB)
+			p[offset] = 2;
+		if (shrinker)
+			shrink(fd, 64 * MB / (64 * KB));
+		else
+			report("snapshot-cow", start);
+		end_mapping(child, go);
+		if (munmap(p, 64 * MB))
+			err(1, "munmap");
+		warming_up = 0;
+	}
+}
+
+/* what /proc says of 64 MiB at @p: all of pagemap, or the sums of smaps */
+static void read_proc(int fd, int pagemap, char *p)
+{
+	static char buf[64 * MB / (4 * KB) * 8];
+	off_t offset = pagemap ? (uintptr_t)p / (4 * KB) * 8 : 0;
+	ssize_t n = pread(fd, buf, sizeof(buf), offset);
+
+	if (n < 0)
+		err(1, "%s", pagemap ? "pagemap" : "smaps_rollup");
+	if (!n || (pagemap && n != (ssize_t)sizeof(buf)))
+		errx(1, "read only %zd bytes", n);
+}
+
+/*
+ * 1024 folios of 64 KiB that no other process maps, then with a child that has
+ * dropped one page of every second folio: so of these, not all pages are mapped
+ * equally often. smaps_rollup rather than smaps: no text for each VMA.
+ */
+static void map_files(const char *file, int pagemap, int repeats)
+{
+	char name[64];
+	uint64_t start;
+	pid_t child;
+	int go, fd;
+	char *p;
+
+	fd = open(pagemap ? "/proc/self/pagemap" : "/proc/self/smaps_rollup", O_RDONLY);
+	if (fd < 0)
+		err(1, "%s", file);
+	for (; repeats >= 0; repeats--) {
+		p = anon(64 * MB, 64);
+		/* once before: the buffer is there, and after fork() no longer shared */
+		read_proc(fd, pagemap, p);
+		start = now();
+		read_proc(fd, pagemap, p);
+		snprintf(name, sizeof(name), "%s-exclusive", file);
+		report(name, start);
+		child = fork_mapping(p, 128 * KB, &go);
+		read_proc(fd, pagemap, p);
+		start = now();
+		read_proc(fd, pagemap, p);
+		snprintf(name, sizeof(name), "%s-uneven", file);
+		report(name, start);
+		end_mapping(child, go);
+		if (munmap(p, 64 * MB))
+			err(1, "munmap");
+		warming_up = 0;
+	}
+}
+
 int main(int argc, char **argv)
 {
 	int repeats = argc > 2 ? atoi(argv[2]) : 0;
@@ -277,6 +446,14 @@ int main(int argc, char **argv)
 		map_unmap("64k", 64, repeats);
 	else if (!strcmp(name, "map-2m-by-pte"))
 		map_unmap("2m-by-pte", 2048, repeats);
+	else if (!strcmp(name, "snapshot-cow"))
+		snapshot(0, repeats);
+	else if (!strcmp(name, "snapshot-shrink"))
+		snapshot(1, repeats);
+	else if (!strcmp(name, "smaps-read"))
+		map_files("smaps-read", 0, repeats);
+	else if (!strcmp(name, "pagemap-read"))
+		map_files("pagemap-read", 1, repeats);
 	else
 		errx(2, "no benchmark '%s'", name);
 	return 0;

@@ -14,11 +14,15 @@
 #include <errno.h>
 #include <linux/io_uring.h>
 #include <linux/mman.h>
+#include <linux/tcp.h>
 #include <linux/userfaultfd.h>
+#include <netinet/in.h>
+#include <poll.h>
 #include <pthread.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <sys/ioctl.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 
 #include "folio_region.h"
@@ -1042,6 +1046,137 @@ TEST_F_TIMEOUT(map_limit_other, driver, TIMEOUT)
 TEST_F_TIMEOUT(map_limit_other, driver_small, TIMEOUT)
 {
 	test_driver(_metadata, &self->env, 1, false);
+}
+
+/* Pages of one send: less than loopback puts into one segment */
+#define TCP_PAGES	8
+
+/* A page of a pipe that is sent and mapped again and again */
+struct tcp_page {
+	int from, to;		/* the connection */
+	int page[2];		/* the pipe with the page */
+	int copies[2];		/* a pipe that refers to it often */
+	char content[65536];	/* of one page, the largest that there is */
+};
+
+static bool tcp_connect(struct tcp_page *t)
+{
+	struct sockaddr_in addr = { .sin_family = AF_INET };
+	socklen_t len = sizeof(addr);
+	bool done = false;
+	int fd = socket(AF_INET, SOCK_STREAM, 0);
+
+	addr.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+	t->from = socket(AF_INET, SOCK_STREAM, 0);
+	if (fd >= 0 && t->from >= 0 &&
+	    !bind(fd, (struct sockaddr *)&addr, sizeof(addr)) && !listen(fd, 1) &&
+	    !getsockname(fd, (struct sockaddr *)&addr, &len) &&
+	    !connect(t->from, (struct sockaddr *)&addr, sizeof(addr))) {
+		t->to = accept(fd, NULL, NULL);
+		done = t->to >= 0;
+	}
+	close(fd);
+	return done;
+}
+
+static bool tcp_send(struct tcp_page *t, int pages)
+{
+	int i;
+
+	for (i = 0; i < pages; i++)
+		if (tee(t->page[0], t->copies[1], psize(), 0) != psize())
+			return false;
+	return splice(t->copies[0], NULL, t->from, NULL, pages * psize(), 0) ==
+	       pages * psize();
+}
+
+/*
+ * Receive @pages, mapped at @mem as far as the kernel maps them, the rest by
+ * recv(). Returns how many were mapped, or -1 if that fails or finds other data.
+ */
+static int tcp_receive(struct tcp_page *t, char *mem, int pages)
+{
+	size_t received = 0, mapped = 0, len = pages * psize();
+	char buf[sizeof(t->content)];
+
+	while (received < len) {
+		struct tcp_zerocopy_receive zc = {
+			.address = (uintptr_t)mem + mapped,
+			.length = len - received,
+		};
+		struct pollfd data = { .fd = t->to, .events = POLLIN };
+		socklen_t zc_len = sizeof(zc);
+		ssize_t n, i;
+
+		if (poll(&data, 1, 10000) != 1)
+			return -1;
+		if (getsockopt(t->to, IPPROTO_TCP, TCP_ZEROCOPY_RECEIVE, &zc, &zc_len)) {
+			ksft_print_msg("TCP_ZEROCOPY_RECEIVE: %s\n", strerror(errno));
+			return -1;
+		}
+		for (i = 0; i < zc.length; i += psize())
+			if (memcmp(mem + mapped + i, t->content, psize()))
+				return -1;
+		received += zc.length;
+		mapped += zc.length;
+		while (zc.recv_skip_hint) {
+			n = zc.recv_skip_hint;
+			if (n > psize() - received % psize())
+				n = psize() - received % psize();
+			n = recv(t->to, buf, n, 0);
+			if (n <= 0 || memcmp(buf, t->content + received % psize(), n))
+				return -1;
+			received += n;
+			zc.recv_skip_hint -= n;
+		}
+	}
+	return mapped / psize();
+}
+
+/* What a receiver may not map any more, it can read. */
+TEST_F_TIMEOUT(map_limit_other, tcp, TIMEOUT)
+{
+	struct tcp_page *t = calloc(1, sizeof(*t));
+	int i, n, mapped = 0;
+	char *mem;
+
+	ASSERT_NE(t, NULL);
+	for (i = 0; i < psize(); i++)
+		t->content[i] = i % 251;
+	ASSERT_EQ(pipe(t->page), 0);
+	ASSERT_EQ(pipe(t->copies), 0);
+	ASSERT_EQ(write(t->page[1], t->content, psize()), psize());
+	if (!tcp_connect(t))
+		SKIP(return, "no connection by loopback");
+	mem = mmap(NULL, (DRIVER_MAPPINGS + 2 * TCP_PAGES) * psize(), PROT_READ,
+		   MAP_SHARED, t->to, 0);
+	if (mem == MAP_FAILED)
+		SKIP(return, "no mapping of a socket");
+
+	while (mapped < DRIVER_MAPPINGS) {
+		ASSERT_TRUE(tcp_send(t, TCP_PAGES));
+		n = tcp_receive(t, mem + mapped * psize(), TCP_PAGES);
+		ASSERT_GE(n, 0);
+		if (!n)
+			break;
+		mapped += n;
+	}
+	if (mapped < DRIVER_MAPPINGS)
+		SKIP(return, "TCP does not map pages of this size");
+
+	set_limit(mapped);
+	ASSERT_TRUE(tcp_send(t, TCP_PAGES));
+	EXPECT_EQ(tcp_receive(t, mem + mapped * psize(), TCP_PAGES), 0);
+
+	/* Where two can be mapped, two are. */
+	ASSERT_EQ(munmap(mem, 2 * psize()), 0);
+	ASSERT_TRUE(tcp_send(t, TCP_PAGES));
+	EXPECT_EQ(tcp_receive(t, mem + mapped * psize(), TCP_PAGES), 2);
+
+	restore_limit();
+	close(t->from);
+	close(t->to);
+	free(t);
 }
 
 TEST_HARNESS_MAIN

@@ -527,6 +527,60 @@ TEST_F_TIMEOUT(statistics, same_half_dropped_by_two_of_three, TIMEOUT)
 /* Processes that drop a half of each folio: together they map it twice or more. */
 #define DROPPERS	4
 
+/*
+ * Children drop the same half of each folio while their parent maps all of it.
+ * Nothing is split before the parent drops its mappings, all of a folio at once.
+ * The children have two mappings for each page of the folio then, so only the
+ * mark of the folio shows that it has to be checked.
+ */
+TEST_F_TIMEOUT(statistics, half_dropped_before_parent_drops_all, TIMEOUT)
+{
+	int i, j, fds[DROPPERS][2], tested = 0;
+	long before, split = 0;
+	pid_t pids[DROPPERS];
+	struct region r;
+
+	for (i = 0; i < self->env.nr_sizes; i++) {
+		const size_t size = self->env.sizes[i];
+
+		if (size < 4 * psize() || size > MAX_LOOKED_AT * psize())
+			continue;
+		if (!region_alloc(&self->env, &r, size, 0))
+			continue;
+		/* Folios of PMD size are queued from the beginning. */
+		shrink();
+		before = read_stat(size, "split");
+		for (j = 0; j < DROPPERS; j++) {
+			pids[j] = fork_child_drop(fds[j], &r, size / 2);
+			ASSERT_GT(pids[j], 0);
+		}
+		shrink();
+		EXPECT_EQ(read_stat(size, "split"), before) {
+			TH_LOG("%zukB: split while the parent maps all pages",
+			       size >> 10);
+		}
+		ASSERT_EQ(madvise(r.mem, r.nr * size, MADV_DONTNEED), 0);
+		for (j = 0; j < 100; j++) {
+			shrink();
+			split = read_stat(size, "split") - before;
+			if (split >= r.nr)
+				break;
+			usleep(1000 * 20);
+		}
+		EXPECT_GE(split, r.nr) {
+			TH_LOG("%zukB: %ld of %d folios were split", size >> 10,
+			       split, r.nr);
+		}
+		/* The children keep the pipes of older ones open. */
+		for (j = DROPPERS - 1; j >= 0; j--)
+			ASSERT_TRUE(end_child(pids[j], fds[j]));
+		region_free(&r);
+		tested++;
+	}
+	if (!tested)
+		SKIP(return, "no folios of any size");
+}
+
 FIXTURE(cover)
 {
 	struct folio_env env;
