@@ -376,10 +376,10 @@ static void assert_maps(struct __test_metadata *_metadata,
 }
 
 /*
- * device-dax refuses to split a VMA within a leaf, but is not asked where a
- * part of it is merged with a neighbour. If it was, that would be fine, too.
- * The boundary is PMD aligned, and nothing here looks at the leaf while it
- * reaches beyond its VMA, for both are fatal to kernels that let this happen.
+ * device-dax refuses to split a VMA within a leaf, but merges that move the
+ * boundary of a VMA do not call ->may_split(). A kernel may refuse them, too.
+ * The boundary stays PMD aligned, and the test does not access a leaf that
+ * extends beyond its VMA, as either can crash a kernel that leaves it mapped.
  */
 TEST_F(device_dax_mremap, merge_part_of_leaf)
 {

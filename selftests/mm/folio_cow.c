@@ -3,13 +3,13 @@
  * No process must see what another one writes to private memory after a fork(),
  * however large the folios are that both of them map, and how they came to do so.
  *
- * Up to eight processes, each forked by another, do what they like to memory that
- * consists of large folios: write to pages of it, give some back, have them
- * swapped out, migrated, split, moved, merged, protected, or pinned, and come and
- * go. Each knows what it has to find there, which nobody else has ever written:
- * every write has a number of its own. Soon none of the folios is large any more:
- * then, and often, all of them end, and others begin again with new ones. The last
- * one writes to what it has left, which must not be copied for that: it is alone.
+ * Up to eight processes run random actions on memory that consists of large
+ * folios: they write to pages, discard, swap out, migrate, split, move, protect
+ * or pin them, fork, and exit, while KSM may merge pages. Each write stores a
+ * unique number, and each process keeps the last one for each page to detect
+ * data of another. The actions soon leave no large folios, so rounds are short,
+ * and each starts with new ones. The last process of a round writes to pages of
+ * the large folios that it still maps: as it is alone, they must not be copied.
  *
  * It goes on for FOLIO_COW_SECONDS, and with the same FOLIO_COW_SEED each process
  * takes much the same decisions, if not at the same time. Both are environment
@@ -95,7 +95,7 @@ static unsigned long new_ticket(struct cow_process *p)
 	return __atomic_add_fetch(&p->state->ticket, 1, __ATOMIC_SEQ_CST);
 }
 
-/* Those that found something wrong have said so. */
+/* Report a process that failed, unless give_up() has stored a message. */
 static void check_status(struct cow_state *state, int status)
 {
 	if (WIFEXITED(status) && (WEXITSTATUS(status) == KSFT_PASS ||
@@ -252,7 +252,7 @@ static void act_move(struct cow_process *p, struct cow_range *r)
 		give_up(p, "mremap() back: %s", strerror(errno));
 }
 
-/* What is in a pipe stays what it was, or becomes what we write, nobody else. */
+/* A page in a pipe has the old data or our write, never another process's. */
 static void act_splice(struct cow_process *p, struct cow_range *r)
 {
 	struct iovec iov = {
@@ -398,7 +398,7 @@ static bool in_one_vma(struct region *r)
 	return found;
 }
 
-/* Nobody else is there: pages of large folios are not copied any more. */
+/* No other process is left: write faults must reuse pages of large folios. */
 static void __noreturn be_last(struct cow_process *p)
 {
 	unsigned long pfn;
@@ -429,7 +429,7 @@ static void __noreturn be_last(struct cow_process *p)
 	leave(p);
 }
 
-/* As long as there are others, who have what this one had. */
+/* Exit, except as the last process: that one has to get to be_last(). */
 static void act_exit(struct cow_process *p, struct cow_range *r)
 {
 	int *processes = &p->state->processes;

@@ -5,10 +5,10 @@
  * with CONFIG_DEBUG_VM have in debugfs, to what two mappings of one folio need,
  * and see what comes of the third one.
  *
- * The limit is that of all folios in the system. Others who map the same large
- * folio of a file, or share anonymous ones, may get SIGBUS for a moment; and those
- * who fork() ENOMEM, if there are more of them than that who read the clock: vvar
- * has pages that a driver has inserted, too.
+ * The limit applies to the whole system. While it is low, other processes that
+ * map the same large folio of a file, or share anonymous ones, may get SIGBUS.
+ * fork() may fail with ENOMEM if more processes than that have read the clock,
+ * as the limit also covers pages that a driver has inserted, and those in vvar.
  */
 
 #include <errno.h>
@@ -171,7 +171,7 @@ static long wrong_pages(FIXTURE_DATA(map_limit) * self, char *mem)
 	return wrong;
 }
 
-/* How many of the pages that are mapped are not those of the file? */
+/* How many of the mapped pages do not belong to the file? */
 static long copied_pages(FIXTURE_DATA(map_limit) * self, int pagemap, char *mem)
 {
 	long i, copied = 0;
@@ -223,7 +223,7 @@ static void check_shared(struct __test_metadata *_metadata,
 	ASSERT_NE(mem, MAP_FAILED);
 	EXPECT_TRUE(bus_error(mem, false));
 	EXPECT_TRUE(bus_error(mem + self->size - psize(), false));
-	/* Who maps it already keeps it. */
+	/* Existing mappings are kept. */
 	EXPECT_FALSE(bus_error(self->mem[0], true));
 	EXPECT_EQ(wrong_pages(self, self->mem[1]), 0);
 
@@ -952,7 +952,7 @@ TEST_F_TIMEOUT(map_limit_other, swap_in, TIMEOUT)
 			for (n = 0; n < r.nr; n++)
 				if (!bus_error(r.mem + n * r.size, false))
 					_exit(1);
-			/* Until nobody maps them any more */
+			/* Until the parent has discarded them */
 			raise(SIGSTOP);
 			for (n = 0; n < r.nr; n++)
 				if (r.mem[n * r.size] !=
@@ -991,7 +991,7 @@ next:
 		SKIP(return, "nothing came from the swap cache: no swap?");
 }
 
-/* So many as no other page of a driver has, like those of vvar */
+/* More mappings than other pages that drivers insert have, vvar included */
 #define DRIVER_MAPPINGS	4096
 
 /* A driver's memory, which no fault brings back: the ring of an io_uring */

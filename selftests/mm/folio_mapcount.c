@@ -149,7 +149,7 @@ TEST_F_TIMEOUT(statistics, anon_half_shared, TIMEOUT)
 		for (j = 0; j < 4; j++) {
 			pid = fork_child(fds);
 			ASSERT_GT(pid, 0);
-			/* Twice a half is taken for all of it, but not for more. */
+			/* A half mapped twice may count as all, not as more. */
 			EXPECT_TRUE(counts(self, key, before,
 					   region_pages(&r) * 3 / 4,
 					   region_pages(&r) / 4 + CHILD_SLACK,
@@ -255,7 +255,7 @@ static void ignore(int sig)
 {
 }
 
-/* Memory fails. This process is told by SIGBUS, once more when it reads it. */
+/* MADV_HWPOISON sends SIGBUS to this process. A later read raises it again. */
 static bool poison(char *page)
 {
 	bool poisoned;
@@ -322,7 +322,7 @@ static bool start_forkers(struct forkers *forkers)
 	return true;
 }
 
-/* Returns whether none of them met an error. */
+/* Returns whether all forkers exited without an error. */
 static bool stop_forkers(struct forkers *forkers)
 {
 	bool good = true;
@@ -422,7 +422,7 @@ static bool has_swap(void)
 /* Larger folios are not looked at. */
 #define MAX_LOOKED_AT	2048
 
-/* Who maps all of the folios while others drop a half? */
+/* Does a third process map the whole folios while the others drop a half? */
 enum third {
 	NOBODY,
 	ANOTHER_CHILD,
@@ -453,7 +453,7 @@ static void drop_same_half(struct __test_metadata *_metadata,
 			continue;
 		if (!region_alloc(&self->env, &r, size, 0))
 			continue;
-		/* Those of a PMD are queued from the beginning: not any more. */
+		/* New PMD-sized folios are queued already: empty the queue. */
 		shrink();
 		before = read_stat(size, "split");
 		fallback = read_stat(size, "swpout_fallback");
@@ -808,8 +808,8 @@ TEST_F_TIMEOUT(statistics, shmem, TIMEOUT)
 }
 
 /*
- * Folios of a file of all sizes: one page of each, then the same page of them once
- * more, which may be taken for another one, but not for more than the folio has.
+ * Map one page of each folio of a file, for all sizes, then map it once more,
+ * which counts as another page. No folio may count more pages than it has.
  */
 TEST_F_TIMEOUT(statistics, shmem_sizes, TIMEOUT)
 {
@@ -887,7 +887,7 @@ TEST_F_TIMEOUT(statistics, shmem_huge, TIMEOUT)
 	}
 	munmap(mem[0], nr * size);
 	EXPECT_EQ(read_vmstat(key), before + nr);
-	/* A PMD is dropped, as a file can be asked for its pages again. */
+	/* The PMD is zapped: pages of a file can be faulted in again. */
 	ASSERT_EQ(munmap(mem[1] + psize(), psize()), 0);
 	EXPECT_EQ(read_vmstat(key), before + nr - 1);
 	munmap(mem[1], nr * size);
@@ -1331,7 +1331,7 @@ static void be_owners(struct folio_env *env, struct region *r, int fds[2],
 		if (pid)
 			break;
 	}
-	/* One that fails counts for those that it would have forked. */
+	/* If fork() fails, count the missing processes to end all waits. */
 	__atomic_add_fetch(&report->owners, pid < 0 ? plan->owners : 1,
 			   __ATOMIC_SEQ_CST);
 	while (__atomic_load_n(&report->owners, __ATOMIC_SEQ_CST) < plan->owners)
@@ -1416,7 +1416,7 @@ static void make_plan(struct owner_plan *plan, int left)
 		plan->turn[i] = plan->turn[j];
 		plan->turn[j] = turn;
 	}
-	/* Nobody waits for the one that stays. */
+	/* The process that stays has no turn: close the gap. */
 	for (i = 0; i < plan->owners; i++)
 		if (plan->turn[i] > plan->turn[plan->left])
 			plan->turn[i]--;
@@ -1465,7 +1465,7 @@ TEST_F_TIMEOUT(owner, reuses_pages, TIMEOUT)
 		   "copies pages");
 }
 
-/* A part of a folio that nobody else maps is worth splitting it. */
+/* Advice for a part of a folio splits it, if no other process maps it. */
 static void advise(struct folio_env *env, struct region *r,
 		   struct owner_report *report, int advice)
 {
@@ -1573,7 +1573,7 @@ TEST_F_TIMEOUT(owner, bound, TIMEOUT)
 		   "cannot bind folios");
 }
 
-/* khugepaged makes one folio of four that nobody else maps. */
+/* khugepaged collapses four folios into one, if no other process maps them. */
 static void collapse(struct folio_env *env, struct region *r,
 		     struct owner_report *report)
 {

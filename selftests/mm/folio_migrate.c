@@ -693,7 +693,7 @@ TEST_F_TIMEOUT(folio_migrate, partially_mapped_split, TIMEOUT)
 		/* The last of the small ones is partially mapped. */
 		ASSERT_EQ(region_drop(&r, psize()), 0);
 		nr_anon += r.nr * (r.size / size);
-		/* Anybody who has a reference for a moment prevents a split. */
+		/* A temporary reference makes a split fail: try again. */
 		for (tries = 0; tries < SPLIT_TRIES; tries++) {
 			ASSERT_GT(fprintf(file, "%d,%p,%p,%d\n", getpid(),
 					  r.mem, r.mem + r.nr * r.size,

@@ -118,8 +118,8 @@ static inline const char *folio_env_init(struct folio_env *env)
 		return "no sizes of transparent huge pages";
 
 	/*
-	 * No other folios than those that a test asks for, and no khugepaged
-	 * except while they are allocated. Compact memory for those.
+	 * With all sizes disabled, only tests get large folios, and khugepaged
+	 * runs only while they allocate them. Compact memory on these faults.
 	 */
 	thp_read_settings(&settings);
 	settings.thp_enabled = THP_MADVISE;

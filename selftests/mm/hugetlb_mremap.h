@@ -230,7 +230,7 @@ static inline const char *make_cgroup(struct test_cgroup *cgroup, unsigned long 
 		fclose(f);
 
 	if (!cgroup->root[0]) {
-		/* Nobody else sees this mount, and it goes away with us. */
+		/* A private mount, which goes away when this process exits. */
 		if (unshare(CLONE_NEWNS) ||
 		    mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) ||
 		    mount("none", "/sys/fs/cgroup", "cgroup2", 0, NULL))

@@ -1105,7 +1105,7 @@ TEST_F(grow, mount)
 	char dir[] = "/tmp/hugetlb_mremap_XXXXXX";
 	int k, n, tested = 0;
 
-	/* Nobody else sees this mount, and it goes away with us. */
+	/* Private mounts, which go away when this process exits. */
 	if (unshare(CLONE_NEWNS) ||
 	    mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL))
 		SKIP(return, "No mount namespace: %s", strerror(errno));
@@ -1316,7 +1316,7 @@ struct events {
 	unsigned long nr;
 };
 
-/* Who causes an event waits until it was read. */
+/* A task that causes an event waits until the event has been read. */
 static void *count_events(void *arg)
 {
 	struct events *ev = arg;
@@ -2168,7 +2168,7 @@ static void *answer_missing(void *arg)
 	return NULL;
 }
 
-/* Garbage collectors take the pages away, and answer who comes for them. */
+/* As a garbage collector: move the pages away, and handle later faults. */
 TEST_F(dontunmap, userfaultfd)
 {
 	FIXTURE_DATA(grow) * grow = &self->grow;

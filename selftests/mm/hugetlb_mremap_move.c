@@ -3,8 +3,8 @@
  * Test what mremap() does to populated hugetlb mappings.
  *
  * All of it runs with every huge page size that is smaller than what a PUD
- * maps and of which enough pages can be had. A child process does what might
- * hang, because nobody can wait for it then.
+ * maps and of which enough pages can be had. What might hang runs in a child
+ * process, so that the test can report a hang and end.
  */
 
 #define _GNU_SOURCE
@@ -708,7 +708,7 @@ static void partial_test(struct __test_metadata *_metadata,
 		long rsvd;
 		pid_t pid;
 
-		/* Not one more page than is needed, if nobody else interferes */
+		/* Needs exactly these pages: skip if others change the pool. */
 		in_use = hugetlb_nr_pages(st.size) - available_pages(st.size);
 		if (!resize_pool(st.size, in_use + NR_PRIVATE) ||
 		    available_pages(st.size) != NR_PRIVATE) {
@@ -1711,7 +1711,7 @@ TEST_F_TIMEOUT(failure, write_protected, 400)
 
 #define UNPOISON	"/sys/kernel/debug/hwpoison/unpoison-pfn"
 
-/* Bad pages of others could not be told from those of the test. */
+/* unpoison_all() would also restore pages that were bad before the test. */
 static bool can_restore_bad_pages(void)
 {
 	unsigned long bad;
@@ -2297,8 +2297,8 @@ static void ignore(int sig)
 }
 
 /*
- * The page that comes and goes is taken offline while it is mapped, softly or
- * because its memory has failed. Of a failure this thread is told by SIGBUS.
+ * Take STRESS_VICTIM offline while it is mapped, by MADV_SOFT_OFFLINE or by
+ * MADV_HWPOISON. The latter sends SIGBUS to this thread.
  */
 static void *stress_bad_memory(void *arg)
 {

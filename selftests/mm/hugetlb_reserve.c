@@ -333,7 +333,7 @@ TEST_F(reserve, dontneed_referenced)
 	expect_pool("unmapped", NR_POOL, NR_POOL - 2);
 }
 
-/* Pages that are discarded stay reserved, except those that are referenced. */
+/* Discarded pages stay reserved, unless there are other references to them. */
 TEST_F(reserve, dontneed_some_referenced)
 {
 	unsigned long nr = NR_MANY, i, nr_freed = 0, nr_untouched = 0, nr_refd = 0;

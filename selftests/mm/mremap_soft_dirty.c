@@ -142,7 +142,7 @@ FIXTURE_TEARDOWN(soft_dirty)
 		close(self->pagemap);
 }
 
-/* The page @i of those that are touched: half of them are at the end. */
+/* Offset of the touched page @i: half of these pages are at the end. */
 static unsigned long touched(unsigned long len, int i)
 {
 	return i < NR_TOUCHED / 2 ? i * psize() :

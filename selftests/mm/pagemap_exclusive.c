@@ -113,7 +113,7 @@ FIXTURE(pagemap_exclusive)
 {
 	unsigned long page_size;
 	unsigned long pmd_size;
-	unsigned long nr;		/* pages to look at: those of a PMD */
+	unsigned long nr;		/* pages to look at: one PMD */
 	char *reserved;
 	char *area;
 	uint64_t *entries;
@@ -497,7 +497,7 @@ static long smaps_kb(char *addr, const char *field)
 	return found;
 }
 
-/* Nobody else has ever mapped it: all of it is this process's share. */
+/* No other process has ever mapped the THP, so its Pss equals its Rss. */
 TEST_F_TIMEOUT(pagemap_exclusive, pss, TIMEOUT)
 {
 	const long kb = self->pmd_size >> 10;
@@ -654,7 +654,7 @@ static bool scan_chunk(struct __test_metadata *_metadata,
 	return nr == CHUNK;
 }
 
-/* Nobody can map a free page, a page of slab or a page table. */
+/* Free pages, slab pages and page tables are never mapped to user space. */
 TEST_F_TIMEOUT(kpagecount, unmapped_types, TIMEOUT)
 {
 	unsigned long start, distance, pfn;

@@ -55,7 +55,7 @@ FIXTURE_SETUP(thp_deferred_split)
 	self->nr = MAX_BYTES / self->size;
 	if (self->nr < 2)
 		self->nr = 2;
-	/* Those of a PMD can be very large: don't get killed for lack of memory. */
+	/* PMD-sized folios can be very large: avoid the OOM killer. */
 	if (free_memory(-1) / 4 < (long long)(self->nr * self->size))
 		SKIP(return, "not enough free memory");
 	self->map = mmap(NULL, (self->nr + 1) * self->size, PROT_READ | PROT_WRITE,
