@@ -524,6 +524,25 @@ TEST_F_TIMEOUT(statistics, same_half_dropped_by_two_of_three, TIMEOUT)
 	drop_same_half(_metadata, self, false, ANOTHER_CHILD);
 }
 
+/*
+ * Run the deferred split shrinker, up to 100 times, until @nr more folios of @size
+ * than @before were split. Returns how many were.
+ */
+static long shrink_until_split(size_t size, long before, long nr)
+{
+	long split = 0;
+	int i;
+
+	for (i = 0; i < 100; i++) {
+		shrink();
+		split = read_stat(size, "split") - before;
+		if (split >= nr)
+			break;
+		usleep(1000 * 20);
+	}
+	return split;
+}
+
 /* Processes that drop a half of each folio: together they map it twice or more. */
 #define DROPPERS	4
 
@@ -536,7 +555,7 @@ TEST_F_TIMEOUT(statistics, same_half_dropped_by_two_of_three, TIMEOUT)
 TEST_F_TIMEOUT(statistics, half_dropped_before_parent_drops_all, TIMEOUT)
 {
 	int i, j, fds[DROPPERS][2], tested = 0;
-	long before, split = 0;
+	long before, split;
 	pid_t pids[DROPPERS];
 	struct region r;
 
@@ -560,13 +579,7 @@ TEST_F_TIMEOUT(statistics, half_dropped_before_parent_drops_all, TIMEOUT)
 			       size >> 10);
 		}
 		ASSERT_EQ(madvise(r.mem, r.nr * size, MADV_DONTNEED), 0);
-		for (j = 0; j < 100; j++) {
-			shrink();
-			split = read_stat(size, "split") - before;
-			if (split >= r.nr)
-				break;
-			usleep(1000 * 20);
-		}
+		split = shrink_until_split(size, before, r.nr);
 		EXPECT_GE(split, r.nr) {
 			TH_LOG("%zukB: %ld of %d folios were split", size >> 10,
 			       split, r.nr);
@@ -663,7 +676,7 @@ static void end_cover(struct __test_metadata *_metadata,
 	const size_t size = r->size;
 	int nodes[MAX_FOLIOS], status[MAX_FOLIOS], i;
 	void *pages[MAX_FOLIOS];
-	long split = 0;
+	long split;
 	char *p;
 
 	for (i = 0; i < 3; i++)
@@ -683,13 +696,7 @@ static void end_cover(struct __test_metadata *_metadata,
 			ASSERT_EQ(status[i], self->env.node2);
 	}
 	ASSERT_TRUE(end_child(self->cover, self->cover_fds));
-	for (i = 0; i < 100; i++) {
-		shrink();
-		split = read_stat(size, "split") - self->split;
-		if (split >= r->nr)
-			break;
-		usleep(1000 * 20);
-	}
+	split = shrink_until_split(size, self->split, r->nr);
 	EXPECT_EQ(split, r->nr) {
 		TH_LOG("%zukB: %ld of %d folios were split, expected all",
 		       size >> 10, split, r->nr);
