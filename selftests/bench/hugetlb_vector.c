@@ -9,10 +9,13 @@
  * to warm up, for each repeat a line: name, nanoseconds. And once, how many
  * pages were taken from the pool when it was most.
  *
- *	hugetlb_vector double|step REPEATS
+ *	hugetlb_vector double|step|move|move-aligned REPEATS
  *
  * double: from 2 MiB to 256 MiB, twice the size each time; step: to 64 MiB by
  * 2 MiB. Only the growing counts, not that elements are filled in.
+ * move: 4 GiB, all of it filled, grow by 2 MiB with something behind them, so
+ * that they have to move; move-aligned: the same, moved to a multiple of 1 GiB
+ * first. They take 2049 huge pages, and 4097 where the vector has to be copied.
  */
 #define _GNU_SOURCE
 #include <err.h>
@@ -147,6 +150,54 @@ static struct vector run(int doubling)
 	return v;
 }
 
+/* The vector has to move, and shrinks again to do so once more. */
+static uint64_t grow_by_moving(struct vector *v)
+{
+	const size_t bytes = v->bytes;
+	void *behind = (char *)v->data + bytes;
+
+	mmap(behind, PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+	v->spent = 0;
+	grow(v, bytes + PAGE);
+	if ((char *)v->data + bytes == behind)
+		errx(1, "the vector has not moved");
+	munmap(behind, PAGE);
+	fill(v, bytes);
+	if (munmap((char *)v->data + bytes, PAGE))
+		err(1, "munmap");
+	v->bytes = bytes;
+	return v->spent;
+}
+
+static int move(const char *name, int aligned, int repeats)
+{
+	const size_t bytes = 4096 * MB, span = 1024 * MB;
+	struct vector v = { .bytes = bytes };
+	char *p;
+
+	resize_pool(4097);	/* or what there is memory for */
+	v.data = map(bytes);
+	if (aligned) {
+		p = mmap(NULL, bytes + span, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+			 -1, 0);
+		p = (char *)(((uintptr_t)p + span - 1) & -span);
+		v.data = mremap(v.data, bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED, p);
+	}
+	if (v.data == MAP_FAILED)
+		err(1, "mremap of %zu MiB", bytes / MB);
+	fill(&v, 0);
+	grow_by_moving(&v);
+	printf("vector-%s-peak-pages %ld\n", name, v.peak);
+	for (; repeats > 0; repeats--) {
+		printf("vector-%s %llu\n", name, (unsigned long long)grow_by_moving(&v));
+		fflush(stdout);
+	}
+	check(&v);
+	fprintf(stderr, "%lu copies\n", v.copies);
+	resize_pool(0);
+	return 0;
+}
+
 int main(int argc, char **argv)
 {
 	int repeats = argc == 3 ? atoi(argv[2]) : 0;
@@ -154,8 +205,10 @@ int main(int argc, char **argv)
 	int doubling = !strcmp(name, "double");
 	struct vector v;
 
+	if (repeats > 0 && (!strcmp(name, "move") || !strcmp(name, "move-aligned")))
+		return move(name, !strcmp(name, "move-aligned"), repeats);
 	if (repeats < 1 || (!doubling && strcmp(name, "step")))
-		errx(2, "usage: hugetlb_vector double|step REPEATS");
+		errx(2, "usage: hugetlb_vector double|step|move|move-aligned REPEATS");
 	resize_pool(256);
 	v = run(doubling);
 	fprintf(stderr, "%lu copies\n", v.copies);

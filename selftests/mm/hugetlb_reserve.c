@@ -913,4 +913,34 @@ TEST_F(reserve, min_size_uffd_copy)
 	expect_pool("unmounted", NR_POOL, 0);
 }
 
+/*
+ * A pipe holds one of two pages when their mount goes away. The other page has
+ * filled up the reserve of the mount, which is given up only once.
+ */
+TEST_F(reserve, min_size_pinned_umount)
+{
+	char options[64], *p;
+	int fd, i;
+
+	snprintf(options, sizeof(options), "min_size=%luK", self->size >> 10);
+	ASSERT_TRUE(mount_hugetlbfs(self, options));
+	fd = open(self->file, O_CREAT | O_RDWR, 0600);
+	ASSERT_GE(fd, 0);
+	p = mmap(NULL, 2 * self->size, PROT_READ | PROT_WRITE, MAP_SHARED, fd,
+		 0);
+	ASSERT_NE(p, MAP_FAILED);
+	for (i = 0; i < 2; i++)
+		ASSERT_TRUE(touch(self, p + i * self->size));
+	expect_pool("touched", NR_POOL - 2, 0);
+	ASSERT_TRUE(reference(self, p, 1));
+
+	ASSERT_EQ(munmap(p, 2 * self->size), 0);
+	close(fd);
+	ASSERT_EQ(unlink(self->file), 0);
+	ASSERT_EQ(umount(self->dir), 0);
+	expect_pool("unmounted", NR_POOL - 1, 0);
+	drop_references(self);
+	expect_pool("no page used", NR_POOL, 0);
+}
+
 TEST_HARNESS_MAIN
