@@ -14,7 +14,7 @@
  * double: from 2 MiB to 256 MiB, twice the size each time; step: to 64 MiB by
  * 2 MiB. Only the growing counts, not that elements are filled in.
  * move: 4 GiB, all of it filled, grow by 2 MiB with something behind them, so
- * that they have to move; move-aligned: the same, moved to a multiple of 1 GiB
+ * that they have to move; move-aligned: the same, mapped at a multiple of 1 GiB
  * first. They take 2049 huge pages, and 4097 where the vector has to be copied.
  */
 #define _GNU_SOURCE
@@ -69,10 +69,12 @@ static void resize_pool(long nr)
 		err(1, POOL "nr_hugepages");
 }
 
-static void *map(size_t bytes)
+/* @addr: where, replacing what is mapped there, or NULL */
+static void *map(void *addr, size_t bytes)
 {
-	void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
-		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB | (21 << MAP_HUGE_SHIFT), -1, 0);
+	void *p = mmap(addr, bytes, PROT_READ | PROT_WRITE,
+		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB | (21 << MAP_HUGE_SHIFT) |
+		       (addr ? MAP_FIXED : 0), -1, 0);
 
 	if (p == MAP_FAILED)
 		err(1, "mmap of %zu MiB", bytes / MB);
@@ -90,7 +92,7 @@ static void note_peak(struct vector *v)
 /* What an allocator does without mremap(): for a while there are both. */
 static void *copy(struct vector *v, size_t bytes)
 {
-	void *p = map(bytes);
+	void *p = map(NULL, bytes);
 	uint64_t start;
 
 	memcpy(p, v->data, v->bytes);
@@ -136,7 +138,7 @@ static void check(struct vector *v)
 static struct vector run(int doubling)
 {
 	const size_t end = doubling ? 256 * MB : 64 * MB;
-	struct vector v = { .data = map(PAGE), .bytes = PAGE };
+	struct vector v = { .data = map(NULL, PAGE), .bytes = PAGE };
 
 	fill(&v, 0);
 	while (v.bytes < end) {
@@ -150,18 +152,22 @@ static struct vector run(int doubling)
 	return v;
 }
 
-/* The vector has to move, and shrinks again to do so once more. */
+/* Something is behind the vector, so it has to move. It shrinks again for the next time. */
 static uint64_t grow_by_moving(struct vector *v)
 {
 	const size_t bytes = v->bytes;
 	void *behind = (char *)v->data + bytes;
+	void *p = mmap(behind, PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE,
+		       -1, 0);
 
-	mmap(behind, PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+	if (p == MAP_FAILED && errno != EEXIST)
+		err(1, "mmap behind the vector");
 	v->spent = 0;
 	grow(v, bytes + PAGE);
 	if ((char *)v->data + bytes == behind)
 		errx(1, "the vector has not moved");
-	munmap(behind, PAGE);
+	if (p != MAP_FAILED)
+		munmap(behind, PAGE);
 	fill(v, bytes);
 	if (munmap((char *)v->data + bytes, PAGE))
 		err(1, "munmap");
@@ -173,18 +179,17 @@ static int move(const char *name, int aligned, int repeats)
 {
 	const size_t bytes = 4096 * MB, span = 1024 * MB;
 	struct vector v = { .bytes = bytes };
-	char *p;
+	char *p = NULL;
 
 	resize_pool(4097);	/* or what there is memory for */
-	v.data = map(bytes);
 	if (aligned) {
 		p = mmap(NULL, bytes + span, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
 			 -1, 0);
+		if (p == MAP_FAILED)
+			err(1, "mmap of %zu MiB", (bytes + span) / MB);
 		p = (char *)(((uintptr_t)p + span - 1) & -span);
-		v.data = mremap(v.data, bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED, p);
 	}
-	if (v.data == MAP_FAILED)
-		err(1, "mremap of %zu MiB", bytes / MB);
+	v.data = map(p, bytes);
 	fill(&v, 0);
 	grow_by_moving(&v);
 	printf("vector-%s-peak-pages %ld\n", name, v.peak);
