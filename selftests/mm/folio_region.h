@@ -412,30 +412,36 @@ static inline bool maps_large_folio(struct folio_env *env, char *page)
 static inline int shmem_folios_of(struct folio_env *env, size_t size, int *nr)
 {
 	const long long fit = size ? free_memory(-1) / 2 / (long long)size : 0;
-	char *page, path[128] = "shmem_enabled";
-	bool large, pmd = size == env->pmd_size;
+	char *map, *mem, path[128];
+	bool large;
 	int i, fd;
 
 	if (*nr > fit)
 		*nr = fit;
-	if (*nr < 1)
+	if (*nr < 1 ||
+	    !(thp_shmem_supported_orders() & (1ul << sz2ord(size, psize()))))
 		return -1;
-	if (!pmd)
-		snprintf(path, sizeof(path), "hugepages-%zukB/shmem_enabled",
-			 size >> 10);
 	fd = syscall(__NR_memfd_create, "folios", 0);
 	if (fd < 0)
 		return -1;
-	thp_write_string(path, pmd ? "force" : "always");
-	large = !fallocate(fd, 0, 0, *nr * size);
-	thp_write_string(path, "never");
-	for (i = 0; large && i < *nr; i++) {
-		page = mmap(NULL, psize(), PROT_READ, MAP_SHARED | MAP_POPULATE,
-			    fd, i * size);
-		large = page != MAP_FAILED && maps_large_folio(env, page);
-		if (page != MAP_FAILED)
-			munmap(page, psize());
+	map = mmap(NULL, (*nr + 1) * size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS,
+		   -1, 0);
+	if (map == MAP_FAILED) {
+		close(fd);
+		return -1;
 	}
+	mem = align_up(map, size);
+
+	/* fallocate() would only get folios that a PMD can map. */
+	snprintf(path, sizeof(path), "hugepages-%zukB/shmem_enabled", size >> 10);
+	thp_write_string(path, "always");
+	large = !ftruncate(fd, *nr * size) &&
+		mmap(mem, *nr * size, PROT_READ | PROT_WRITE,
+		     MAP_SHARED | MAP_FIXED | MAP_POPULATE, fd, 0) == mem;
+	thp_write_string(path, "never");
+	for (i = 0; large && i < *nr; i++)
+		large = maps_large_folio(env, mem + i * size);
+	munmap(map, (*nr + 1) * size);
 	if (large)
 		return fd;
 	close(fd);

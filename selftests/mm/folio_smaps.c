@@ -16,6 +16,8 @@
 #define TRIES		5
 /* Of larger folios the mappings of each page are not counted: see transhuge.rst. */
 #define MAX_COUNTED	2048
+/* Nor if more VMAs may map the folio, unless it has as many pages. */
+#define MAX_VMAS	512
 
 FIXTURE(folio_smaps)
 {
@@ -219,9 +221,12 @@ TEST_F_TIMEOUT(folio_smaps, half_given_back, TIMEOUT)
 	ASSERT_TRUE(end_child(pid, fds));
 }
 
-/* How many pages of the region does pagemap show wrongly? */
+/*
+ * How many pages of the region does pagemap show wrongly? With @each, read them one
+ * by one, too.
+ */
 static int wrong_bits(FIXTURE_DATA(folio_smaps) * self, pid_t pid, int mapped,
-		      int exclusive)
+		      int exclusive, bool each)
 {
 	const int pages = self->r.size / psize();
 	const int nr = self->r.nr * pages;
@@ -245,8 +250,8 @@ static int wrong_bits(FIXTURE_DATA(folio_smaps) * self, pid_t pid, int mapped,
 			want |= PM_MMAP_EXCLUSIVE;
 		wrong += (entries[i] & (PM_PRESENT | PM_MMAP_EXCLUSIVE)) != want;
 		/* By a walk that begins here. */
-		wrong += pagemap_get_entry(fd, self->r.mem + i * psize()) !=
-			 entries[i];
+		wrong += each && pagemap_get_entry(fd, self->r.mem + i * psize()) !=
+				 entries[i];
 	}
 out:
 	free(entries);
@@ -263,7 +268,7 @@ static void expect_bits(struct __test_metadata *_metadata,
 	int i, wrong;
 
 	for (i = 0; i < TRIES; i++) {
-		wrong = wrong_bits(self, pid, mapped, exclusive);
+		wrong = wrong_bits(self, pid, mapped, exclusive, true);
 		if (!wrong)
 			return;
 	}
@@ -339,6 +344,123 @@ TEST_F_TIMEOUT(folio_smaps, three_processes, TIMEOUT)
 	expect_mapmax(_metadata, self, "the parent", getpid(), 2);
 	ASSERT_TRUE(end_child(pids[0], fds[0]));
 	expect_bits(_metadata, self, "the parent", getpid(), pages, 0);
+}
+
+/* @nr VMAs that never map anything of a file, but may map its first page */
+static char *map_unused(int fd, int nr)
+{
+	char *map, *page;
+	int i;
+
+	map = mmap(NULL, nr * psize(), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS,
+		   -1, 0);
+	if (map == MAP_FAILED)
+		return NULL;
+	for (i = 0; i < nr; i++) {
+		page = map + i * psize();
+		if (mmap(page, psize(), PROT_NONE, MAP_SHARED | MAP_FIXED, fd,
+			 0) != page)
+			return NULL;
+	}
+	return madvise(map, nr * psize(), MADV_DONTFORK) ? NULL : map;
+}
+
+/* A child that touches the first half of @r, and has unmapped the rest. */
+static pid_t fork_half(struct region *r, int fds[2])
+{
+	const size_t half = r->size / 2;
+	size_t i;
+	pid_t pid;
+	char c;
+
+	if (pipe(fds))
+		return -1;
+	pid = fork();
+	if (!pid) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		if (munmap(r->mem + half, half))
+			_exit(1);
+		for (i = 0; i < half; i += psize())
+			FORCE_READ(r->mem[i]);
+		if (write(fds[1], "", 1) != 1)
+			_exit(1);
+		for (;;)
+			pause();
+	}
+	close(fds[1]);
+	if (pid > 0 && read(fds[0], &c, 1) != 1)
+		pid = -1;
+	close(fds[0]);
+	return pid;
+}
+
+/* @nr VMAs may map a file of one folio: this one, a child's of half of it, others. */
+static void check_vmas(struct __test_metadata *_metadata,
+		       FIXTURE_DATA(folio_smaps) * self, int fd, int nr,
+		       bool counted)
+{
+	const int pages = self->r.size / psize();
+	FIXTURE_DATA(folio_smaps) file = *self;
+	int i, fds[2], wrong = 1, none = 1;
+	char *unused, *map;
+	pid_t pid;
+
+	/* The rmap finds VMAs that map the same offset in this order. */
+	unused = map_unused(fd, nr - 2);
+	ASSERT_NE(unused, NULL);
+	map = mmap(NULL, 2 * self->r.size, PROT_NONE,
+		   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	ASSERT_NE(map, MAP_FAILED);
+	file.r.nr = 1;
+	file.r.mem = align_up(map, self->r.size);
+	ASSERT_EQ(mmap(file.r.mem, self->r.size, PROT_READ,
+		       MAP_SHARED | MAP_FIXED | MAP_POPULATE, fd, 0),
+		  file.r.mem);
+	pid = fork_half(&file.r, fds);
+	ASSERT_GT(pid, 0);
+
+	for (i = 0; i < TRIES && wrong; i++) {
+		wrong = wrong_bits(&file, getpid(), pages, pages / 2, false);
+		/* Is no page shown as exclusive? */
+		none = wrong_bits(&file, getpid(), pages, pages, false);
+	}
+	EXPECT_FALSE(wrong && (counted || none)) {
+		TH_LOG("With %d VMAs, %d of %d entries are wrong", nr, wrong,
+		       pages);
+	}
+
+	kill(pid, SIGKILL);
+	ASSERT_EQ(waitpid(pid, NULL, 0), pid);
+	ASSERT_EQ(munmap(map, 2 * self->r.size), 0);
+	ASSERT_EQ(munmap(unused, (nr - 2) * psize()), 0);
+}
+
+/*
+ * A file that many VMAs may map, most of which do not: all of them have to be looked
+ * at. If there are too many, no page may be shown as exclusive that is not.
+ */
+TEST_F_TIMEOUT(folio_smaps, many_vmas, TIMEOUT)
+{
+	const int pages = self->r.size / psize();
+	const int limit = pages > MAX_VMAS ? pages : MAX_VMAS;
+	int fd, nr = 1;
+
+	if (pages > MAX_COUNTED)
+		SKIP(return, "folios of %d pages", pages);
+	if (variant->pages == 1) {
+		fd = syscall(__NR_memfd_create, "pages", 0);
+		ASSERT_GE(fd, 0);
+		ASSERT_EQ(ftruncate(fd, self->r.size), 0);
+	} else {
+		fd = shmem_folios_of(&self->env, self->r.size, &nr);
+		if (fd < 0)
+			SKIP(return, "no folio of %zukB of a file",
+			     self->r.size >> 10);
+	}
+	check_vmas(_metadata, self, fd, limit - 1, true);
+	check_vmas(_metadata, self, fd, limit, true);
+	check_vmas(_metadata, self, fd, limit + 1, false);
+	close(fd);
 }
 
 #define NR_CHANGING	3
