@@ -400,6 +400,7 @@ static void check_vmas(struct __test_metadata *_metadata,
 		       bool counted)
 {
 	const int pages = self->r.size / psize();
+
 	FIXTURE_DATA(folio_smaps) file = *self;
 	int i, fds[2], wrong = 1, none = 1;
 	char *unused, *map;
