@@ -2,6 +2,10 @@
 # Builds each patch by itself, and each series on what it depends on; part of
 # scripts/check, which sets linux, work, minutes and full. Sourced, never run.
 
+patch_build_dir() { # patch_build_dir ARCH
+	build_dir "$1" check debug ${full:+compile-only}
+}
+
 # What of the kernel may include the files that change between two commits. Make
 # works out which objects to compile again; these are only where it looks.
 targets() { # targets FROM TO
@@ -15,13 +19,14 @@ targets() { # targets FROM TO
 # warnings COMMIT ARCH FILE...: what W=1, sparse and kernel-doc say of the files,
 # without line numbers, which move
 warnings() {
-	local commit=$1 arch=$2 file
+	local commit=$1 arch=$2 out file
+	out=$(patch_build_dir "$2")
 	shift 2
 	git -C "$work" checkout -q -f --detach "$commit" || return 1
 	for file; do
 		[ -e "$work/$file" ] || continue
-		rm -f "$work/build-$arch-debug/${file%.c}.o"
-		kmake "$arch" "$work" "$work/build-$arch-debug" W=1 C=1 "${file%.c}.o" 2>&1 || echo "$file does not build"
+		rm -f "$out/${file%.c}.o"
+		kmake "$arch" "$work" "$out" W=1 C=1 "${file%.c}.o" 2>&1 || echo "$file does not build"
 	done | grep -E 'warning|error|does not build' | sed -E 's/:[0-9]+(:[0-9]+)?:/:/' | sort
 }
 
@@ -48,7 +53,7 @@ build_selftests() {
 # build_change FROM TO ARCH: TO, where it differs from FROM
 build_change() {
 	local out status=0 what
-	out=$work/build-$3-debug
+	out=$(patch_build_dir "$3")
 	what=$(targets "$1" "$2")
 	git -C "$work" checkout -q -f --detach "$2"
 	if [ -n "$what" ]; then
@@ -80,12 +85,22 @@ archs_of() { # archs_of FROM TO: those that it is built for
 		grep -qE '^arch/arm64/|^mm/hugetlb_vmemmap' || echo arm64
 }
 
-# The first build of a run finds the kernel of COMMIT built, mostly from the
-# compiler cache.
+# The first build of a run finds the kernel of COMMIT built: the one of the guests,
+# mostly from the compiler cache, or with --full, which has to build all that includes
+# a header more often, one without what configs/compile-only.config leaves out.
 prepare_build() { # prepare_build ARCH COMMIT
-	[ ! -e "$work/build-$1-debug/config.id" ] || return 0
+	local out files
+	out=$(patch_build_dir "$1")
+	[ ! -e "$out/config.id" ] || return 0
 	git -C "$work" checkout -q -f --detach "$2"
-	"$top/scripts/build" "$1" check --config debug >/dev/null
+	if [ -z "$full" ]; then
+		"$top/scripts/build" "$1" check --config debug >/dev/null
+		return
+	fi
+	mapfile -t files < <(fragment_files "$1" debug compile-only)
+	(logged "patches-$1-config" configure "$1" "$work" "$out" "${files[@]}") &&
+		(logged "patches-$1" kmake "$1" "$work" "$out" vmlinux modules) &&
+		touch "$out/config.id"
 }
 
 # build_once FROM TO WHAT: builds TO, unless it was built before or time is up

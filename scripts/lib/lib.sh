@@ -201,6 +201,24 @@ kmake() {
 		CC="ccache ${cross}gcc" -j"$jobs" "$@"
 }
 
+# fragment_files ARCH [FRAGMENT...]: the files of a kernel's options; the later one counts
+fragment_files() {
+	local fragment
+	for fragment in common "$@"; do
+		echo "$top/configs/$fragment.config"
+	done
+}
+
+# configure ARCH TREE O-DIR FILE...: tinyconfig and the options of the files
+configure() {
+	local arch=$1 dir=$2 out=$3
+	shift 3
+	mkdir -p "$out"
+	kmake "$arch" "$dir" "$out" tinyconfig &&
+		(cd "$dir" && scripts/kconfig/merge_config.sh -m -O "$out" "$out/.config" "$@") &&
+		kmake "$arch" "$dir" "$out" olddefconfig
+}
+
 # logged NAME COMMAND...: runs it with its output in a log file; says where it
 # stands every half minute, and shows the end of the log when it fails
 logged() {
