@@ -9,7 +9,6 @@
 #include "kselftest_harness.h"
 #include <pthread.h>
 #include <stdlib.h>
-#include <time.h>
 #include "hugepage_settings.h"
 #include "hugetlb_pool.h"
 
@@ -21,8 +20,8 @@
 #define PAGES_2M	(SIZE_2M / psize())
 #define PAGES_1G	(SIZE_1G / psize())
 
-/* How many times memory fails during a demotion, a little later each time */
-#define ROUNDS		2
+/* How often a demotion may be over before memory fails */
+#define MAX_TRIES	10
 
 static void __attribute__((constructor)) save_settings(void)
 {
@@ -40,26 +39,37 @@ static void __attribute__((constructor)) save_settings(void)
 struct failure {
 	pthread_t thread;
 	unsigned long pfn;
-	unsigned int delay_us;
+	unsigned long head;	/* wait until this page is the head of a folio */
+	bool stop;		/* do not wait any longer */
+	bool failed;		/* it did not wait in vain */
 	int result;
 };
+
+static bool wait_for_head(struct failure *failure)
+{
+	uint64_t flags = 0;
+	int fd;
+
+	fd = open("/proc/kpageflags", O_RDONLY);
+	if (fd < 0)
+		return false;
+	while (!(flags & KPF_COMPOUND_HEAD) &&
+	       !__atomic_load_n(&failure->stop, __ATOMIC_RELAXED))
+		if (pageflags_get(failure->head, fd, &flags))
+			break;
+	close(fd);
+	return flags & KPF_COMPOUND_HEAD;
+}
 
 static void *failure_thread(void *arg)
 {
 	struct failure *failure = arg;
 
-	if (failure->delay_us)
-		usleep(failure->delay_us);
+	if (failure->head && !wait_for_head(failure))
+		return NULL;
+	failure->failed = true;
 	failure->result = fail_memory(failure->pfn);
 	return NULL;
-}
-
-static unsigned long now_us(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return ts.tv_sec * 1000000UL + ts.tv_nsec / 1000;
 }
 
 /*
@@ -203,71 +213,59 @@ static unsigned long make_1g_page(void)
 }
 
 /*
- * Demote a page of 1 GiB, while the page fails that is @page pages from its
- * beginning: first without a failure, for the time that it takes.
+ * Demote a page of 1 GiB. The page fails that is @page pages from its beginning,
+ * when the second of the new pages is there: most of the others are not.
  */
 static void demote_and_fail(struct __test_metadata *_metadata,
-			    FIXTURE_DATA(hwpoison) * self,
-			    unsigned long page)
+			    FIXTURE_DATA(hwpoison) * self, unsigned long page)
 {
-	unsigned long start, duration = 0;
-	int round, met = 0;
+	const long nr_new = SIZE_1G / SIZE_2M;
+	struct failure failure;
+	unsigned long first;
+	bool handed_out;
+	int tries, ret;
+	long nr;
 
 	if (!can_demote(self))
 		SKIP(return, "pages of 1 GiB cannot be demoted to 2 MiB");
 
-	for (round = 0; round <= ROUNDS; round++) {
-		struct failure failure = {};
-		unsigned long first;
-		bool failed;
-		long nr;
-		int ret;
-
+	for (tries = 0; tries < MAX_TRIES; tries++) {
 		first = make_1g_page();
-		if (!first && !round)
-			SKIP(return, "no huge page of 1 GiB");
 		if (!first)
-			break;
+			SKIP(return, "no huge page of 1 GiB");
 
-		failure.pfn = first + page;
-		failure.delay_us = duration * (2 * round - 1) / (2 * ROUNDS);
-		start = now_us();
-		if (round) {
-			ASSERT_EQ(pthread_create(&failure.thread, NULL,
-						 failure_thread, &failure), 0);
-		}
+		failure = (struct failure){
+			.pfn = first + page,
+			.head = first + PAGES_2M,
+		};
+		ASSERT_EQ(pthread_create(&failure.thread, NULL, failure_thread,
+					 &failure), 0);
+		usleep(10000);
 		ret = pool_set(SIZE_1G, "demote", 1);
-		if (round) {
-			ASSERT_EQ(pthread_join(failure.thread, NULL), 0);
-			self->pfn = failure.pfn;
-		} else {
-			duration = now_us() - start;
-		}
-
-		/* A page that had failed before is not demoted */
-		if (!ret && round)
-			met++;
-		nr = hand_out_all(SIZE_2M, failure.pfn, &failed);
-		ASSERT_GE(nr, 0);
-		if (!ret) {
-			EXPECT_GE(nr, (long)(SIZE_1G / SIZE_2M) - !!round) {
-				TH_LOG("%ld pages were handed out, expected %lu",
-				       nr, SIZE_1G / SIZE_2M - !!round);
-			}
-		}
-		EXPECT_FALSE(round && failed) {
-			TH_LOG("page %lu of 1 GiB failed after %u us of %lu and was handed out",
-			       page, failure.delay_us, duration);
-		}
-
+		__atomic_store_n(&failure.stop, true, __ATOMIC_RELAXED);
+		ASSERT_EQ(pthread_join(failure.thread, NULL), 0);
+		ASSERT_EQ(ret, 0);
+		if (failure.failed)
+			break;
 		empty_pools();
-		if (round) {
-			EXPECT_EQ(unpoison_memory(self->pfn), 0);
-			self->pfn = 0;
-		}
 	}
-	if (!met)
-		SKIP(return, "no demotion met a failure");
+	if (tries == MAX_TRIES)
+		SKIP(return, "demotion was too fast");
+	self->pfn = failure.pfn;
+
+	nr = hand_out_all(SIZE_2M, failure.pfn, &handed_out);
+	EXPECT_GE(nr, nr_new - 1) {
+		TH_LOG("%ld pages were handed out, expected %ld", nr,
+		       nr_new - 1);
+	}
+	EXPECT_FALSE(handed_out) {
+		TH_LOG("page %lu of 1 GiB failed and was handed out (memory_failure(): %d)",
+		       page, failure.result);
+	}
+
+	empty_pools();
+	EXPECT_EQ(unpoison_memory(self->pfn), 0);
+	self->pfn = 0;
 }
 
 /* Of the first of the new pages */
