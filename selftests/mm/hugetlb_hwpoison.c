@@ -20,7 +20,8 @@
 #define PAGES_2M	(SIZE_2M / psize())
 #define PAGES_1G	(SIZE_1G / psize())
 
-/* How often a demotion may be over before memory fails */
+/* How often memory fails, and how often a demotion may be over before it does */
+#define ROUNDS		3
 #define MAX_TRIES	10
 
 static void __attribute__((constructor)) save_settings(void)
@@ -216,8 +217,9 @@ static unsigned long make_1g_page(void)
  * Demote a page of 1 GiB. The page fails that is @page pages from its beginning,
  * when the second of the new pages is there: most of the others are not.
  */
-static void demote_and_fail(struct __test_metadata *_metadata,
-			    FIXTURE_DATA(hwpoison) * self, unsigned long page)
+static void demote_and_fail_once(struct __test_metadata *_metadata,
+				 FIXTURE_DATA(hwpoison) * self,
+				 unsigned long page)
 {
 	const long nr_new = SIZE_1G / SIZE_2M;
 	struct failure failure;
@@ -225,9 +227,6 @@ static void demote_and_fail(struct __test_metadata *_metadata,
 	bool handed_out;
 	int tries, ret;
 	long nr;
-
-	if (!can_demote(self))
-		SKIP(return, "pages of 1 GiB cannot be demoted to 2 MiB");
 
 	for (tries = 0; tries < MAX_TRIES; tries++) {
 		first = make_1g_page();
@@ -266,6 +265,17 @@ static void demote_and_fail(struct __test_metadata *_metadata,
 	empty_pools();
 	EXPECT_EQ(unpoison_memory(self->pfn), 0);
 	self->pfn = 0;
+}
+
+static void demote_and_fail(struct __test_metadata *_metadata,
+			    FIXTURE_DATA(hwpoison) * self, unsigned long page)
+{
+	int round;
+
+	if (!can_demote(self))
+		SKIP(return, "pages of 1 GiB cannot be demoted to 2 MiB");
+	for (round = 0; round < ROUNDS; round++)
+		demote_and_fail_once(_metadata, self, page);
 }
 
 /* Of the first of the new pages */
