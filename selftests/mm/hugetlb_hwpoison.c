@@ -9,7 +9,6 @@
 #include "kselftest_harness.h"
 #include <pthread.h>
 #include <stdlib.h>
-#include "hugepage_settings.h"
 #include "hugetlb_pool.h"
 
 #define SIZE_2M		(2UL << 20)
@@ -23,18 +22,6 @@
 /* How often memory fails, and how often a demotion may be over before it does */
 #define ROUNDS		3
 #define MAX_TRIES	10
-
-static void __attribute__((constructor)) save_settings(void)
-{
-	struct thp_settings settings;
-
-	hugepage_save_settings(/* thp = */ true, /* hugetlb = */ true);
-	if (thp_available()) {
-		/* What thp_pop_settings() goes back to */
-		thp_read_settings(&settings);
-		thp_push_settings(&settings);
-	}
-}
 
 /* A memory failure, by another thread */
 struct failure {
@@ -155,12 +142,10 @@ FIXTURE_SETUP(hwpoison)
 		SKIP(return, "no hwpoison-inject, or no root");
 	if (!pool_has(SIZE_2M, "nr_hugepages"))
 		SKIP(return, "no huge pages of 2 MiB");
-	if (!access(HVO_PATH, F_OK)) {
-		self->old_hvo = read_num(HVO_PATH);
-		ASSERT_EQ(pool_write(HVO_PATH, variant->hvo), 0);
-	} else if (variant->hvo) {
+	if (variant->hvo && !hvo_exists())
 		SKIP(return, "no HugeTLB vmemmap optimization");
-	}
+	self->old_hvo = hvo_get();
+	ASSERT_EQ(hvo_set(variant->hvo), 0);
 	empty_pools();
 	if (pool_get(SIZE_2M, "nr_hugepages"))
 		SKIP(return, "the pool is in use");
@@ -173,8 +158,7 @@ FIXTURE_TEARDOWN(hwpoison)
 		unpoison_memory(self->pfn);
 	if (self->demote_size[0])
 		set_demote_size(self->demote_size);
-	if (!access(HVO_PATH, F_OK))
-		pool_write(HVO_PATH, self->old_hvo);
+	hvo_set(self->old_hvo);
 }
 
 /* Can pages of 1 GiB be demoted to pages of 2 MiB? */
@@ -306,7 +290,6 @@ TEST_F_TIMEOUT(hwpoison, joins_pool, 60)
 	unsigned long first;
 	char *map, *thp;
 	bool failed;
-	int tries;
 
 	if (!thp_available() || read_pmd_pagesize() != SIZE_2M)
 		SKIP(return, "no THP of 2 MiB");
@@ -331,11 +314,8 @@ TEST_F_TIMEOUT(hwpoison, joins_pool, 60)
 				 &failure), 0);
 	usleep(100000);
 	munmap(map, 2 * SIZE_2M);
-	for (tries = 0; tries < 100; tries++) {
-		pool_set(SIZE_2M, "nr_hugepages", tries + 1);
-		if (kpageflags_of(failure.pfn) & KPF_HUGE)
-			break;
-	}
+	/* Without a delay in the kernel it has been taken out before */
+	pool_grow_until(SIZE_2M, failure.pfn);
 	ASSERT_EQ(pthread_join(failure.thread, NULL), 0);
 
 	ASSERT_GE(hand_out_all(SIZE_2M, failure.pfn, &failed), 0);

@@ -14,11 +14,24 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
+#include "hugepage_settings.h"
 #include "vm_util.h"
 
 #define KPF_HUGE	BIT_ULL(17)
 
 #define HVO_PATH	"/proc/sys/vm/hugetlb_optimize_vmemmap"
+
+static void __attribute__((constructor)) save_settings(void)
+{
+	struct thp_settings settings;
+
+	hugepage_save_settings(/* thp = */ true, /* hugetlb = */ true);
+	if (thp_available()) {
+		/* What thp_pop_settings() goes back to */
+		thp_read_settings(&settings);
+		thp_push_settings(&settings);
+	}
+}
 
 /* Write a number. Returns 0 or a negative error, which a file may decide on. */
 static inline int pool_write(const char *path, unsigned long num)
@@ -35,14 +48,20 @@ static inline int pool_write(const char *path, unsigned long num)
 	return ret;
 }
 
-/* Set a file of the pool of pages of @size bytes */
+/* The path of a file of the pool of pages of @size bytes */
+static inline void pool_path(char *path, size_t len, unsigned long size,
+			     const char *name)
+{
+	snprintf(path, len, "/sys/kernel/mm/hugepages/hugepages-%lukB/%s",
+		 size >> 10, name);
+}
+
 static inline int pool_set(unsigned long size, const char *name,
 			   unsigned long num)
 {
 	char path[128];
 
-	snprintf(path, sizeof(path),
-		 "/sys/kernel/mm/hugepages/hugepages-%lukB/%s", size >> 10, name);
+	pool_path(path, sizeof(path), size, name);
 	return pool_write(path, num);
 }
 
@@ -50,8 +69,7 @@ static inline unsigned long pool_get(unsigned long size, const char *name)
 {
 	char path[128];
 
-	snprintf(path, sizeof(path),
-		 "/sys/kernel/mm/hugepages/hugepages-%lukB/%s", size >> 10, name);
+	pool_path(path, sizeof(path), size, name);
 	return read_num(path);
 }
 
@@ -59,9 +77,24 @@ static inline bool pool_has(unsigned long size, const char *name)
 {
 	char path[128];
 
-	snprintf(path, sizeof(path),
-		 "/sys/kernel/mm/hugepages/hugepages-%lukB/%s", size >> 10, name);
+	pool_path(path, sizeof(path), size, name);
 	return !access(path, F_OK);
+}
+
+static inline bool hvo_exists(void)
+{
+	return !access(HVO_PATH, F_OK);
+}
+
+static inline unsigned long hvo_get(void)
+{
+	return hvo_exists() ? read_num(HVO_PATH) : 0;
+}
+
+/* Switch HVO, if it exists. Returns 0 or an error. */
+static inline int hvo_set(unsigned long on)
+{
+	return hvo_exists() ? pool_write(HVO_PATH, on) : 0;
 }
 
 /* Let the memory at @pfn fail. Returns 0 or what memory_failure() returned. */
@@ -102,6 +135,19 @@ static inline uint64_t kpageflags_of(unsigned long pfn)
 		flags = 0;
 	close(fd);
 	return flags;
+}
+
+/* Add pages of @size bytes to their pool until it has the one with @pfn */
+static inline bool pool_grow_until(unsigned long size, unsigned long pfn)
+{
+	int nr;
+
+	for (nr = 1; nr <= 100; nr++) {
+		pool_set(size, "nr_hugepages", nr);
+		if (kpageflags_of(pfn) & KPF_HUGE)
+			return true;
+	}
+	return false;
 }
 
 #endif

@@ -9,25 +9,12 @@
 #include "kselftest_harness.h"
 #include <pthread.h>
 #include <stdlib.h>
-#include "hugepage_settings.h"
 #include "hugetlb_pool.h"
 
 #define SIZE_2M		(2UL << 20)
 #define SIZE_1M		(SIZE_2M / 2)
 #define PAGES_1M	(SIZE_1M / psize())
 #define NR_FOLIOS	64
-
-static void __attribute__((constructor)) save_settings(void)
-{
-	struct thp_settings settings;
-
-	hugepage_save_settings(/* thp = */ true, /* hugetlb = */ true);
-	if (thp_available()) {
-		/* What thp_pop_settings() goes back to */
-		thp_read_settings(&settings);
-		thp_push_settings(&settings);
-	}
-}
 
 FIXTURE(vmemmap)
 {
@@ -57,12 +44,10 @@ FIXTURE_SETUP(vmemmap)
 		SKIP(return, "no root");
 	if (psize() != 4096 || !pool_has(SIZE_2M, "nr_hugepages"))
 		SKIP(return, "no huge pages of 2 MiB");
-	if (!access(HVO_PATH, F_OK)) {
-		self->old_hvo = read_num(HVO_PATH);
-		ASSERT_EQ(pool_write(HVO_PATH, variant->hvo), 0);
-	} else if (variant->hvo) {
+	if (variant->hvo && !hvo_exists())
 		SKIP(return, "no HugeTLB vmemmap optimization");
-	}
+	self->old_hvo = hvo_get();
+	ASSERT_EQ(hvo_set(variant->hvo), 0);
 	pool_set(SIZE_2M, "nr_hugepages", 0);
 	if (pool_get(SIZE_2M, "nr_hugepages"))
 		SKIP(return, "the pool is in use");
@@ -73,8 +58,7 @@ FIXTURE_TEARDOWN(vmemmap)
 	if (self->map != MAP_FAILED)
 		munmap(self->map, NR_FOLIOS * SIZE_1M);
 	pool_set(SIZE_2M, "nr_hugepages", 0);
-	if (!access(HVO_PATH, F_OK))
-		pool_write(HVO_PATH, self->old_hvo);
+	hvo_set(self->old_hvo);
 }
 
 /*
@@ -115,19 +99,6 @@ static char *get_two_folios(FIXTURE_DATA(vmemmap) * self)
 	return p;
 }
 
-/* Add pages to the pool until it has the one with @pfn */
-static bool grow_pool_until(unsigned long pfn)
-{
-	int nr;
-
-	for (nr = 1; nr <= 100; nr++) {
-		pool_set(SIZE_2M, "nr_hugepages", nr);
-		if (kpageflags_of(pfn) & KPF_HUGE)
-			return true;
-	}
-	return false;
-}
-
 /* Take a reference to the folio at a PFN, as far as there is one */
 static void *mark_idle(void *arg)
 {
@@ -163,7 +134,7 @@ TEST_F_TIMEOUT(vmemmap, speculative_reference, 60)
 	ASSERT_EQ(pthread_create(&thread, NULL, mark_idle, &pfn), 0);
 	usleep(100000);
 	ASSERT_EQ(madvise(folios, 2 * SIZE_1M, MADV_DONTNEED), 0);
-	grown = grow_pool_until(pfn);
+	grown = pool_grow_until(SIZE_2M, pfn);
 	ASSERT_EQ(pthread_join(thread, NULL), 0);
 	if (!grown)
 		SKIP(return, "the pool did not get the page");
