@@ -58,18 +58,36 @@ prepare() { # prepare TREE CONFIG
 	"$top/scripts/lib/image" "$arch" "$1" $(row_options "$2") >/dev/null
 }
 
+# sources PROGRAM: its files in the folder of the mm tests, with what they include of it
+sources() {
+	local mm=tools/testing/selftests/mm linux files="$1.c vm_util.c hugepage_settings.c" more=''
+	linux=$(tree_dir series)
+	while [ "$files" != "$more" ]; do
+		more=$files
+		# shellcheck disable=SC2086 # names
+		files=$({
+			printf '%s\n' $more
+			for file in $more; do git -C "$linux" show "HEAD:$mm/$file" 2>/dev/null; done |
+				sed -n 's/^#include "\([a-z_]*\.h\)".*/\1/p'
+		} | sort -u | xargs)
+	done
+	echo "$files"
+}
+
 # What a row shows on the base does not change while it, its test and its kernel do
-# not: base_id ROW names these. Tests share the headers and helpers of their folder.
+# not: base_id ROW names these.
 declare -A program_ids=()
 base_id() {
-	local test config mm=tools/testing/selftests/mm linux program
+	local test config mm=tools/testing/selftests/mm linux program names
 	linux=$(tree_dir series)
 	IFS=$'\t' read -r _ test _ config _ <<<"$1"
 	program=${test%% *}
-	[ -n "${program_ids[$program]:-}" ] ||
+	if [ -z "${program_ids[$program]:-}" ]; then
+		names=$(sources "$program")
 		program_ids[$program]=$(git -C "$linux" ls-tree -r HEAD $mm tools/testing/selftests/kselftest_harness.h |
-			grep -E "	.*/($program\.c|vm_util\.c|hugepage_settings\.c|[a-z_]*\.h)\$" |
+			grep -E "	.*/(${names// /|}|kselftest_harness\.h)\$" |
 			awk '{ print ":", 0, 0, $3, "M\t" $4 }' | compiled | git hash-object --stdin)
+	fi
 	{
 		echo "${program_ids[$program]}"
 		cut -f 2-7 <<<"$1"

@@ -189,6 +189,15 @@ cross_prefix() {
 	esac
 }
 
+# check_with COMMIT PATCH...: the worktree 'check' is COMMIT with the patches on top
+check_with() {
+	local commit=$1 tree
+	shift
+	tree=$(tree_dir check)
+	git -C "$tree" checkout -q -f --detach "$commit" || return
+	[ $# -eq 0 ] || git -C "$tree" apply "$@"
+}
+
 # kmake ARCH TREE O-DIR-NAME TARGET...: make with what every build here shares
 kmake() {
 	local arch=$1 dir=$2 out=$3 cross

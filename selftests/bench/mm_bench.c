@@ -424,6 +424,96 @@ static void map_files(const char *file, int pagemap, int repeats)
 	}
 }
 
+#define HVO_PATH "/proc/sys/vm/hugetlb_optimize_vmemmap"
+
+static unsigned long nr_memmap(void)
+{
+	unsigned long sum = 0, value;
+	FILE *f = fopen("/proc/vmstat", "r");
+	char name[64];
+
+	if (!f)
+		err(1, "/proc/vmstat");
+	while (fscanf(f, "%63s %lu", name, &value) == 2)
+		if (!strcmp(name, "nr_memmap_pages") || !strcmp(name, "nr_memmap_boot_pages"))
+			sum += value;
+	fclose(f);
+	return sum;
+}
+
+/* Switch the HugeTLB vmemmap optimization. Returns 0 if the kernel has none. */
+static int hvo(const char *on)
+{
+	if (access(HVO_PATH, F_OK))
+		return 0;
+	put(HVO_PATH, on);
+	/* or a grace period would be counted, which is time that the CPU is idle */
+	put("/sys/kernel/rcu_expedited", "1");
+	return 1;
+}
+
+static void report_hvo(const char *name, int on, uint64_t start)
+{
+	char text[64];
+
+	snprintf(text, sizeof(text), "%s%s", name, on ? "-hvo" : "");
+	report(text, start);
+}
+
+#define POOL(kb, file) "/sys/kernel/mm/hugepages/hugepages-" #kb "kB/" file
+
+/* 256 huge pages of 2 MiB into the pool and out again, without and with HVO */
+static void hvo_pool(int repeats)
+{
+	unsigned long before;
+	uint64_t start;
+	int on;
+
+	for (; repeats >= 0; repeats--) {
+		for (on = 0; on <= 1; on++) {
+			if (!hvo(on ? "1" : "0") && on)
+				errx(1, "no HVO");
+			before = nr_memmap();
+			start = now();
+			put(POOL(2048, "nr_hugepages"), "256");
+			report_hvo("pool-grow", on, start);
+			if (get(POOL(2048, "nr_hugepages")) != 256)
+				errx(1, "no huge pages");
+			if (on && nr_memmap() >= before)
+				errx(1, "HVO does not free anything");
+			start = now();
+			put(POOL(2048, "nr_hugepages"), "0");
+			report_hvo("pool-shrink", on, start);
+		}
+		warming_up = 0;
+	}
+}
+
+/* A huge page of 1 GiB into 512 of 2 MiB, without and with HVO */
+static void hvo_demote(int repeats)
+{
+	uint64_t start;
+	int on;
+
+	for (; repeats >= 0; repeats--) {
+		for (on = 0; on <= 1; on++) {
+			if (!hvo(on ? "1" : "0") && on)
+				errx(1, "no HVO");
+			put(POOL(1048576, "nr_hugepages"), "1");
+			if (get(POOL(1048576, "nr_hugepages")) != 1)
+				errx(1, "no huge page");
+			put(POOL(1048576, "demote_size"), "2048kB");
+			start = now();
+			put(POOL(1048576, "demote"), "1");
+			report_hvo("demote", on, start);
+			if (get(POOL(2048, "nr_hugepages")) != 512)
+				errx(1, "not demoted");
+			put(POOL(2048, "nr_hugepages"), "0");
+		}
+		warming_up = 0;
+	}
+}
+
 int main(int argc, char **argv)
 {
 	int repeats = argc > 2 ? atoi(argv[2]) : 0;
@@ -454,6 +544,10 @@ int main(int argc, char **argv)
 		map_files("smaps-read", 0, repeats);
 	else if (!strcmp(name, "pagemap-read"))
 		map_files("pagemap-read", 1, repeats);
+	else if (!strcmp(name, "hvo-pool"))
+		hvo_pool(repeats);
+	else if (!strcmp(name, "hvo-demote"))
+		hvo_demote(repeats);
 	else
 		errx(2, "no benchmark '%s'", name);
 	return 0;

@@ -91,6 +91,32 @@ static inline unsigned long hvo_get(void)
 	return hvo_exists() ? read_num(HVO_PATH) : 0;
 }
 
+/* Is HVO switched on by the kernel's command line? */
+static inline bool hvo_on_command_line(void)
+{
+	const char *param = "hugetlb_free_vmemmap=";
+	char cmdline[4096] = "", *next, *value = NULL;
+
+	read_file("/proc/cmdline", cmdline, sizeof(cmdline));
+	/* The last one counts */
+	for (next = cmdline; (next = strstr(next, param)); next = value)
+		value = next + strlen(param);
+	return value && (strchr("1tTyY", *value) || !strncmp(value, "on", 2));
+}
+
+/*
+ * Can HVO free struct pages? With base pages of 4 KiB, arm64 maps them by blocks
+ * of 2 MiB unless HVO is on at boot.
+ */
+static inline bool hvo_possible(void)
+{
+#ifdef __aarch64__
+	if (psize() == 4096 && !hvo_on_command_line())
+		return false;
+#endif
+	return hvo_exists();
+}
+
 /* Switch HVO, if it exists. Returns 0 or an error. */
 static inline int hvo_set(unsigned long on)
 {

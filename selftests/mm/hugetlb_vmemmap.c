@@ -44,7 +44,7 @@ FIXTURE_SETUP(vmemmap)
 		SKIP(return, "no root");
 	if (psize() != 4096 || !pool_has(SIZE_2M, "nr_hugepages"))
 		SKIP(return, "no huge pages of 2 MiB");
-	if (variant->hvo && !hvo_exists())
+	if (variant->hvo && !hvo_possible())
 		SKIP(return, "no HugeTLB vmemmap optimization");
 	self->old_hvo = hvo_get();
 	ASSERT_EQ(hvo_set(variant->hvo), 0);
