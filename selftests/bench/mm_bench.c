@@ -462,53 +462,50 @@ static void report_hvo(const char *name, int on, uint64_t start)
 
 #define POOL(kb, file) "/sys/kernel/mm/hugepages/hugepages-" #kb "kB/" file
 
-/* 256 huge pages of 2 MiB into the pool and out again, without and with HVO */
-static void hvo_pool(int repeats)
+/* 256 huge pages of 2 MiB into the pool and out again */
+static void pool(int on)
 {
-	unsigned long before;
-	uint64_t start;
-	int on;
+	unsigned long before = nr_memmap();
+	uint64_t start = now();
 
-	for (; repeats >= 0; repeats--) {
-		for (on = 0; on <= 1; on++) {
-			if (!hvo(on ? "1" : "0") && on)
-				errx(1, "no HVO");
-			before = nr_memmap();
-			start = now();
-			put(POOL(2048, "nr_hugepages"), "256");
-			report_hvo("pool-grow", on, start);
-			if (get(POOL(2048, "nr_hugepages")) != 256)
-				errx(1, "no huge pages");
-			if (on && nr_memmap() >= before)
-				errx(1, "HVO does not free anything");
-			start = now();
-			put(POOL(2048, "nr_hugepages"), "0");
-			report_hvo("pool-shrink", on, start);
-		}
-		warming_up = 0;
-	}
+	put(POOL(2048, "nr_hugepages"), "256");
+	report_hvo("pool-grow", on, start);
+	if (get(POOL(2048, "nr_hugepages")) != 256)
+		errx(1, "no huge pages");
+	if (on && nr_memmap() >= before)
+		errx(1, "HVO does not free anything");
+	start = now();
+	put(POOL(2048, "nr_hugepages"), "0");
+	report_hvo("pool-shrink", on, start);
 }
 
-/* A huge page of 1 GiB into 512 of 2 MiB, without and with HVO */
-static void hvo_demote(int repeats)
+/* A huge page of 1 GiB into 512 of 2 MiB */
+static void demote(int on)
 {
 	uint64_t start;
+
+	put(POOL(1048576, "nr_hugepages"), "1");
+	if (get(POOL(1048576, "nr_hugepages")) != 1)
+		errx(1, "no huge page");
+	put(POOL(1048576, "demote_size"), "2048kB");
+	start = now();
+	put(POOL(1048576, "demote"), "1");
+	report_hvo("demote", on, start);
+	if (get(POOL(2048, "nr_hugepages")) != 512)
+		errx(1, "not demoted");
+	put(POOL(2048, "nr_hugepages"), "0");
+}
+
+/* Without and with HVO */
+static void without_and_with_hvo(void (*run)(int on), int repeats)
+{
 	int on;
 
 	for (; repeats >= 0; repeats--) {
 		for (on = 0; on <= 1; on++) {
 			if (!hvo(on ? "1" : "0") && on)
 				errx(1, "no HVO");
-			put(POOL(1048576, "nr_hugepages"), "1");
-			if (get(POOL(1048576, "nr_hugepages")) != 1)
-				errx(1, "no huge page");
-			put(POOL(1048576, "demote_size"), "2048kB");
-			start = now();
-			put(POOL(1048576, "demote"), "1");
-			report_hvo("demote", on, start);
-			if (get(POOL(2048, "nr_hugepages")) != 512)
-				errx(1, "not demoted");
-			put(POOL(2048, "nr_hugepages"), "0");
+			run(on);
 		}
 		warming_up = 0;
 	}
@@ -545,9 +542,9 @@ int main(int argc, char **argv)
 	else if (!strcmp(name, "pagemap-read"))
 		map_files("pagemap-read", 1, repeats);
 	else if (!strcmp(name, "hvo-pool"))
-		hvo_pool(repeats);
+		without_and_with_hvo(pool, repeats);
 	else if (!strcmp(name, "hvo-demote"))
-		hvo_demote(repeats);
+		without_and_with_hvo(demote, repeats);
 	else
 		errx(2, "no benchmark '%s'", name);
 	return 0;
