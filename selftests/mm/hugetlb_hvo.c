@@ -108,9 +108,10 @@ FIXTURE_VARIANT_ADD(hvo, 1GB)
 	.size = SIZE_1G,
 };
 
-static unsigned long read_vmstat(const char *name)
+/* Pages of struct pages in the system */
+static unsigned long memmap_pages(void)
 {
-	unsigned long value = 0, num;
+	unsigned long pages = 0, num;
 	char key[64];
 	FILE *file;
 
@@ -118,18 +119,12 @@ static unsigned long read_vmstat(const char *name)
 	if (!file)
 		return 0;
 	while (fscanf(file, "%63s %lu", key, &num) == 2) {
-		if (!strcmp(key, name))
-			value = num;
+		if (!strcmp(key, "nr_memmap_pages") ||
+		    !strcmp(key, "nr_memmap_boot_pages"))
+			pages += num;
 	}
 	fclose(file);
-	return value;
-}
-
-/* Pages of struct pages in the system */
-static unsigned long memmap_pages(void)
-{
-	return read_vmstat("nr_memmap_pages") +
-	       read_vmstat("nr_memmap_boot_pages");
+	return pages;
 }
 
 static void empty_pools(void)
@@ -175,20 +170,29 @@ FIXTURE_TEARDOWN(hvo)
 	empty_pools();
 }
 
-/* Let the pool have @nr pages. Returns how many it got. */
-static unsigned long resize(unsigned long size, unsigned long nr)
+/* Let the pool of the file at @path have @nr pages. Returns how many it got. */
+static unsigned long resize_file(const char *path, unsigned long nr)
 {
 	int tries;
 
 	/* Pages that are just being freed may be in the way */
 	for (tries = 0; tries < 10; tries++) {
-		pool_set(size, "nr_hugepages", nr);
-		if (pool_get(size, "nr_hugepages") == nr)
+		pool_write(path, nr);
+		if (read_num(path) == nr)
 			break;
 		pool_write("/proc/sys/vm/compact_memory", 1);
 		usleep(100000);
 	}
-	return pool_get(size, "nr_hugepages");
+	return read_num(path);
+}
+
+/* Let the pool have @nr pages. Returns how many it got. */
+static unsigned long resize(unsigned long size, unsigned long nr)
+{
+	char path[128];
+
+	pool_path(path, sizeof(path), size, "nr_hugepages");
+	return resize_file(path, nr);
 }
 
 static void expect_memmap(struct __test_metadata *_metadata,
@@ -369,19 +373,11 @@ static int move_to_node(char *addr, int node)
 static bool get_page_on_node(unsigned long size, int node)
 {
 	char path[128];
-	int tries;
 
 	snprintf(path, sizeof(path),
 		 "/sys/devices/system/node/node%d/hugepages/hugepages-%lukB/nr_hugepages",
 		 node, size >> 10);
-	for (tries = 0; tries < 10 && !access(path, F_OK); tries++) {
-		pool_write(path, 1);
-		if (read_num(path) == 1)
-			return true;
-		pool_write("/proc/sys/vm/compact_memory", 1);
-		usleep(100000);
-	}
-	return false;
+	return !access(path, F_OK) && resize_file(path, 1) == 1;
 }
 
 TEST_F_TIMEOUT(hvo, migrate, 120)
@@ -402,6 +398,76 @@ TEST_F_TIMEOUT(hvo, migrate, 120)
 	}
 	munmap(map, size);
 	/* The page that it was moved from may have been freed meanwhile */
+	ASSERT_EQ(resize(size, 0), 0);
+	expect_memmap(_metadata, self->memmap, "pool is empty");
+}
+
+#define MEMORY_BLOCKS	"/sys/devices/system/memory/"
+
+static bool block_is(unsigned long block, const char *state)
+{
+	char path[128], buf[32] = "";
+
+	snprintf(path, sizeof(path), MEMORY_BLOCKS "memory%lu/state", block);
+	return read_file(path, buf, sizeof(buf)) > 0 &&
+	       !strncmp(buf, state, strlen(state));
+}
+
+/* Take a block of memory "offline", or back "online". Returns whether it is. */
+static bool block_set(unsigned long block, const char *state)
+{
+	char path[128];
+	int fd;
+
+	snprintf(path, sizeof(path), MEMORY_BLOCKS "memory%lu/state", block);
+	fd = open(path, O_WRONLY);
+	if (fd < 0)
+		return false;
+	if (write(fd, state, strlen(state)) < 0)
+		ksft_print_msg("block %lu, %s: %m\n", block, state);
+	close(fd);
+	return block_is(block, state);
+}
+
+/* Memory that goes offline gets back the struct pages of huge pages in the pool */
+TEST_F_TIMEOUT(hvo, offline, 240)
+{
+	const unsigned long size = variant->size;
+	unsigned long *blocks, block_size, nr, left, i;
+	char buf[32] = "";
+	bool offline = false;
+	char *map;
+
+	if (read_file(MEMORY_BLOCKS "block_size_bytes", buf, sizeof(buf)) <= 0)
+		SKIP(return, "memory cannot be taken offline");
+	block_size = strtoul(buf, NULL, 16);
+	ASSERT_NE(block_size, 0);
+	/* Many, as what was there at boot may have to stay */
+	nr = resize(size, 2 * self->nr);
+	if (!nr)
+		SKIP(return, "no huge page");
+
+	/* Where the pages are, which then are free in the pool again */
+	blocks = calloc(nr, sizeof(*blocks));
+	ASSERT_NE(blocks, NULL);
+	map = map_pages(size, nr);
+	ASSERT_NE(map, MAP_FAILED);
+	fill(map, nr * size, 1);
+	for (i = 0; i < nr; i++)
+		blocks[i] = pfn_of(map + i * size) * psize() / block_size;
+	munmap(map, nr * size);
+
+	for (i = 0; i < nr && !offline; i++)
+		if (!i || blocks[i] != blocks[i - 1])
+			offline = block_set(blocks[i], "offline");
+	if (!offline)
+		SKIP(return, "no block with a huge page could be taken offline");
+
+	left = pool_get(size, "nr_hugepages");
+	EXPECT_LT(left, nr);
+	/* Other data of the offline pages may be among what is counted */
+	ASSERT_TRUE(block_set(blocks[i - 1], "online"));
+	expect_memmap(_metadata, self->memmap - left * self->freed, "online again");
 	ASSERT_EQ(resize(size, 0), 0);
 	expect_memmap(_metadata, self->memmap, "pool is empty");
 }
@@ -451,7 +517,7 @@ struct visitor {
 	const char *path;
 	const char *write;	/* a text to write, or NULL to read */
 	bool bitmap;		/* write ones for all pages */
-	unsigned long rounds;
+	int error;
 };
 
 static bool visitors_stop;
@@ -466,11 +532,13 @@ static void *visitor_thread(void *arg)
 	int fd;
 
 	memset(ones, 0xff, sizeof(ones));
-	while (!__atomic_load_n(&visitors_stop, __ATOMIC_RELAXED)) {
+	do {
 		fd = open(visitor->path,
 			  visitor->write || visitor->bitmap ? O_WRONLY : O_RDONLY);
-		if (fd < 0)
+		if (fd < 0) {
+			visitor->error = errno;
 			break;
+		}
 		pos = 0;
 		do {
 			if (visitor->write)
@@ -483,8 +551,7 @@ static void *visitor_thread(void *arg)
 		} while (len > 0 &&
 			 !__atomic_load_n(&visitors_stop, __ATOMIC_RELAXED));
 		close(fd);
-		visitor->rounds++;
-	}
+	} while (!__atomic_load_n(&visitors_stop, __ATOMIC_RELAXED));
 	return NULL;
 }
 
@@ -507,8 +574,12 @@ TEST_F_TIMEOUT(hvo, visited, 240)
 	__atomic_store_n(&visitors_stop, true, __ATOMIC_RELAXED);
 	for (i = 0; i < ARRAY_SIZE(visitors); i++) {
 		ASSERT_EQ(pthread_join(visitors[i].thread, NULL), 0);
-		if (!visitors[i].rounds)
-			TH_LOG("%s was not visited", visitors[i].path);
+		if (visitors[i].error == ENOENT)
+			TH_LOG("there is no %s", visitors[i].path);
+		else
+			EXPECT_EQ(visitors[i].error, 0) {
+				TH_LOG("%s was not visited", visitors[i].path);
+			}
 	}
 }
 
