@@ -374,6 +374,42 @@ static void snapshot(int shrinker, int repeats)
 	}
 }
 
+static void write_pages(char *p, size_t first, size_t step, const char *what, const char *size)
+{
+	char name[64];
+	uint64_t start;
+	size_t offset;
+
+	start = now();
+	for (offset = first; offset < 64 * MB; offset += step)
+		p[offset] = 2;
+	snprintf(name, sizeof(name), "%s-%s", what, size);
+	report(name, start);
+}
+
+/*
+ * A snapshot, seen from its end: the parent writes to 2048 pages of 64 MiB while a
+ * child maps them; after the child's exit to one page of each 64 KiB, then to all.
+ */
+static void reuse(const char *size, unsigned int kb, int repeats)
+{
+	pid_t child;
+	char *p;
+	int go;
+
+	for (; repeats >= 0; repeats--) {
+		p = anon(64 * MB, kb);
+		child = fork_mapping(p, 0, &go);
+		write_pages(p, 0, 32 * KB, "copy", size);
+		end_mapping(child, go);
+		write_pages(p, 4 * KB, 64 * KB, "reuse-first", size);
+		write_pages(p, 0, 4 * KB, "reuse-rest", size);
+		if (munmap(p, 64 * MB))
+			err(1, "munmap");
+		warming_up = 0;
+	}
+}
+
 /* what /proc says of 64 MiB at @p: all of pagemap, or the sums of smaps */
 static void read_proc(int fd, int pagemap, char *p)
 {
@@ -537,6 +573,12 @@ int main(int argc, char **argv)
 		snapshot(0, repeats);
 	else if (!strcmp(name, "snapshot-shrink"))
 		snapshot(1, repeats);
+	else if (!strcmp(name, "reuse-4k"))
+		reuse("4k", 4, repeats);
+	else if (!strcmp(name, "reuse-64k"))
+		reuse("64k", 64, repeats);
+	else if (!strcmp(name, "reuse-2m"))
+		reuse("2m", 2048, repeats);
 	else if (!strcmp(name, "smaps-read"))
 		map_files("smaps-read", 0, repeats);
 	else if (!strcmp(name, "pagemap-read"))
