@@ -16,6 +16,7 @@
 #include "folio_region.h"
 
 #define GUP_TEST	"/sys/kernel/debug/gup_test"
+#define THP_SIZE	"/sys/kernel/mm/transparent_hugepage/hugepages-%zukB/"
 #define NR_FOLIOS	2
 
 FIXTURE(folio_collapse)
@@ -25,6 +26,7 @@ FIXTURE(folio_collapse)
 	long pages;		/* of all folios */
 	unsigned long *pfns;	/* before the collapse */
 	long allocated;		/* huge pages for collapses, until then */
+	long in_place;		/* collapses in place, until then; or -1 */
 };
 
 FIXTURE_SETUP(folio_collapse)
@@ -80,6 +82,16 @@ static void map_by_ptes(struct __test_metadata *_metadata,
 	ASSERT_FALSE(mapped_by_pmds(self));
 }
 
+/* Returns -1 if they are not counted. */
+static long collapses_in_place(FIXTURE_DATA(folio_collapse) * self)
+{
+	char path[128];
+
+	snprintf(path, sizeof(path), THP_SIZE "stats/collapse_in_place",
+		 self->r.size >> 10);
+	return access(path, R_OK) ? -1 : (long)read_num(path);
+}
+
 static void note_pfns(FIXTURE_DATA(folio_collapse) * self)
 {
 	long i;
@@ -88,6 +100,7 @@ static void note_pfns(FIXTURE_DATA(folio_collapse) * self)
 		self->pfns[i] = pagemap_get_pfn(self->env.pagemap_fd,
 						page(self, i));
 	self->allocated = read_stat(self->r.size, "collapse_alloc");
+	self->in_place = collapses_in_place(self);
 }
 
 static int collapse(FIXTURE_DATA(folio_collapse) * self)
@@ -117,6 +130,7 @@ static void expect_in_place(struct __test_metadata *_metadata,
 		TH_LOG("%ld of %ld pages were copied", moved, self->pages);
 	}
 	EXPECT_EQ(read_stat(self->r.size, "collapse_alloc"), self->allocated);
+	EXPECT_EQ(collapses_in_place(self), self->in_place + self->r.nr);
 	expect_contents(_metadata, &self->r);
 }
 
@@ -164,6 +178,11 @@ TEST_F(folio_collapse, pinned)
 	fd = open(GUP_TEST, O_RDWR);
 	if (fd < 0)
 		SKIP(return, "no gup_test");
+	/* Away from where memory that is pinned must not be */
+	ASSERT_EQ(ioctl(fd, PIN_LONGTERM_TEST_START, &pin), 0);
+	ASSERT_EQ(ioctl(fd, PIN_LONGTERM_TEST_STOP), 0);
+	if (!mapped_by_pmds(self))
+		SKIP(return, "no huge pages that can be pinned");
 	ASSERT_EQ(ioctl(fd, PIN_LONGTERM_TEST_START, &pin), 0);
 	pid = fork_child(fds);
 	ASSERT_GT(pid, 0);
@@ -181,7 +200,7 @@ TEST_F(folio_collapse, pinned)
 	ASSERT_EQ(ioctl(fd, PIN_LONGTERM_TEST_READ, &dest), 0);
 	EXPECT_EQ(memcmp(copy, self->r.mem, pin.size), 0);
 
-	/* Nor does it see what a child writes, or the child what it writes. */
+	/* Also while there is another child */
 	pid = fork_child(fds);
 	ASSERT_GT(pid, 0);
 	memset(self->r.mem, 8, pin.size);
@@ -242,11 +261,225 @@ TEST_F(folio_collapse, shared)
 	pid = fork_witness(self, fds);
 	ASSERT_GT(pid, 0);
 	map_by_ptes(_metadata, self, PROT_READ | PROT_WRITE);
-	EXPECT_EQ(collapse(self), 0);
+	collapse(self);
 	expect_contents(_metadata, &self->r);
 	memset(self->r.mem, 0, self->r.nr * self->r.size);
 	EXPECT_EQ(nr_moved(self), self->pages);
 	EXPECT_TRUE(end_child(pid, fds));
+}
+
+/* A child has all but the first page, which alone is exclusive. */
+TEST_F(folio_collapse, shared_but_first)
+{
+	int fds[2];
+	pid_t pid;
+	long i;
+
+	for (i = 0; i < self->pages; i += self->pages / self->r.nr)
+		ASSERT_EQ(madvise(page(self, i), psize(), MADV_WIPEONFORK), 0);
+	pid = fork_child(fds);
+	ASSERT_GT(pid, 0);
+	for (i = 0; i < self->pages; i += self->pages / self->r.nr)
+		ASSERT_EQ(madvise(page(self, i), psize(), MADV_KEEPONFORK), 0);
+	collapse(self);
+	expect_contents(_metadata, &self->r);
+	memset(self->r.mem, 0, self->r.nr * self->r.size);
+	EXPECT_GE(nr_moved(self), self->pages - self->r.nr);
+	EXPECT_TRUE(end_child(pid, fds));
+}
+
+/* Of this many pages one is copied while there is a child */
+#define COPIED		8
+
+static void write_some(FIXTURE_DATA(folio_collapse) * self)
+{
+	long i;
+
+	for (i = 0; i < self->pages; i += COPIED)
+		memset(page(self, i), 0, psize());
+}
+
+/* Those that were copied have other contents. Then, all have as before. */
+static void check_some(struct __test_metadata *_metadata,
+		       FIXTURE_DATA(folio_collapse) * self)
+{
+	long i, j, wrong = 0;
+
+	for (i = 0; i < self->pages; i += COPIED) {
+		for (j = 0; j < psize(); j++)
+			wrong += page(self, i)[j] != 0;
+		*page(self, i) = pattern(&self->r, page(self, i));
+	}
+	EXPECT_EQ(wrong, 0) {
+		TH_LOG("%ld bytes of the copies are lost", wrong);
+	}
+}
+
+/* Fill the folios again that copies on write have left with holes. */
+static void refill(struct __test_metadata *_metadata,
+		   FIXTURE_DATA(folio_collapse) * self)
+{
+	unsigned long *pfns;
+	int fds[2];
+	pid_t pid;
+	long i;
+
+	note_pfns(self);
+	pfns = self->pfns;
+	pid = fork_child(fds);
+	ASSERT_GT(pid, 0);
+	write_some(self);
+	ASSERT_TRUE(end_child(pid, fds));
+	ASSERT_EQ(nr_moved(self), self->pages / COPIED);
+
+	self->pfns = calloc(self->pages, sizeof(*self->pfns));
+	ASSERT_NE(self->pfns, NULL);
+	EXPECT_EQ(collapse(self), 0);
+	/* The copies have moved back. */
+	for (i = 0; i < self->pages; i++)
+		self->pfns[i] = pfns[i];
+	free(pfns);
+	check_some(_metadata, self);
+	expect_in_place(_metadata, self);
+}
+
+TEST_F(folio_collapse, copied)
+{
+	struct folio_stats before = read_stats(self->r.size);
+
+	refill(_metadata, self);
+	EXPECT_EQ(read_stats(self->r.size).partially_mapped,
+		  before.partially_mapped);
+	/* Nothing is left to split. */
+	shrink();
+	EXPECT_TRUE(mapped_by_pmds(self));
+	memset(self->r.mem, 7, self->r.nr * self->r.size);
+	EXPECT_EQ(nr_moved(self), 0);
+}
+
+/* khugepaged does the same, however long ago the pages were accessed. */
+TEST_F_TIMEOUT(folio_collapse, copied_khugepaged, 60)
+{
+	char path[128];
+	int fds[2], tries;
+	pid_t pid;
+
+	note_pfns(self);
+	pid = fork_child(fds);
+	ASSERT_GT(pid, 0);
+	write_some(self);
+	ASSERT_TRUE(end_child(pid, fds));
+	/* Forget that pages were accessed; MADV_COLD would split the folios */
+	write_file("/proc/self/clear_refs", "1", 2);
+	thp_write_num("khugepaged/scan_sleep_millisecs", 10);
+	snprintf(path, sizeof(path), "hugepages-%zukB/enabled", self->r.size >> 10);
+	thp_write_string(path, "madvise");
+	for (tries = 0; tries < 300 && !mapped_by_pmds(self); tries++)
+		usleep(100000);
+	thp_write_string(path, "never");
+	check_some(_metadata, self);
+	expect_in_place(_metadata, self);
+}
+
+/* The same, again and again, as a database that writes snapshots */
+TEST_F(folio_collapse, copied_often)
+{
+	int i;
+
+	for (i = 0; i < 5; i++)
+		refill(_metadata, self);
+}
+
+TEST_F(folio_collapse, copied_fork_and_split)
+{
+	int fds[2];
+	pid_t pid;
+
+	refill(_metadata, self);
+	pid = fork_witness(self, fds);
+	ASSERT_GT(pid, 0);
+	map_by_ptes(_metadata, self, PROT_READ | PROT_WRITE);
+	memset(self->r.mem, 0, self->r.nr * self->r.size);
+	EXPECT_TRUE(end_child(pid, fds));
+}
+
+/* A device writes to a page of the folio, and to a copy: both stay. */
+TEST_F(folio_collapse, copied_and_pinned)
+{
+	struct pin_longterm_test pin = {
+		.size = psize(),
+		.flags = PIN_LONGTERM_TEST_FLAG_USE_WRITE,
+	};
+	int fds[2], fd, i;
+	__u64 dest;
+	char *copy;
+	pid_t pid;
+
+	fd = open(GUP_TEST, O_RDWR);
+	if (fd < 0)
+		SKIP(return, "no gup_test");
+	copy = mmap(NULL, psize(), PROT_READ | PROT_WRITE,
+		    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	ASSERT_NE(copy, MAP_FAILED);
+	dest = (uintptr_t)copy;
+	pid = fork_child(fds);
+	ASSERT_GT(pid, 0);
+	write_some(self);
+	ASSERT_TRUE(end_child(pid, fds));
+	for (i = 0; i <= 1; i++) {
+		pin.addr = (uintptr_t)page(self, i);
+		ASSERT_EQ(ioctl(fd, PIN_LONGTERM_TEST_START, &pin), 0);
+		EXPECT_NE(madvise(self->r.mem, self->r.size, MADV_COLLAPSE), 0);
+		memset(page(self, i), i, psize());
+		ASSERT_EQ(ioctl(fd, PIN_LONGTERM_TEST_READ, &dest), 0);
+		EXPECT_EQ(memcmp(copy, page(self, i), psize()), 0);
+		ASSERT_EQ(ioctl(fd, PIN_LONGTERM_TEST_STOP), 0);
+	}
+	*page(self, 1) = pattern(&self->r, page(self, 1));
+	check_some(_metadata, self);
+	expect_contents(_metadata, &self->r);
+	close(fd);
+}
+
+/* A child still maps the folios. */
+TEST_F(folio_collapse, copied_and_shared)
+{
+	int fds[2];
+	pid_t pid;
+
+	pid = fork_witness(self, fds);
+	ASSERT_GT(pid, 0);
+	write_some(self);
+	madvise(self->r.mem, self->r.nr * self->r.size, MADV_COLLAPSE);
+	check_some(_metadata, self);
+	expect_contents(_metadata, &self->r);
+	memset(self->r.mem, 0, self->r.nr * self->r.size);
+	EXPECT_TRUE(end_child(pid, fds));
+}
+
+/* Pages that do not lie where those of the folio have been */
+TEST_F(folio_collapse, moved_within)
+{
+	char *spare;
+	long i;
+
+	spare = mmap(NULL, psize(), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	ASSERT_NE(spare, MAP_FAILED);
+	/* Pages 5 and 6 change places */
+	ASSERT_EQ(mremap(page(self, 5), psize(), psize(),
+			 MREMAP_MAYMOVE | MREMAP_FIXED, spare), spare);
+	ASSERT_EQ(mremap(page(self, 6), psize(), psize(),
+			 MREMAP_MAYMOVE | MREMAP_FIXED, page(self, 5)),
+		  page(self, 5));
+	ASSERT_EQ(mremap(spare, psize(), psize(),
+			 MREMAP_MAYMOVE | MREMAP_FIXED, page(self, 6)),
+		  page(self, 6));
+	madvise(self->r.mem, self->r.size, MADV_COLLAPSE);
+	for (i = 0; i < self->pages; i++) {
+		const long from = i == 5 ? 6 : i == 6 ? 5 : i;
+
+		EXPECT_EQ(*page(self, i), pattern(&self->r, page(self, from)));
+	}
 }
 
 static sigjmp_buf segv_env;
@@ -307,7 +540,7 @@ TEST_F(folio_collapse, userfaultfd)
 		.features = UFFD_FEATURE_SIGBUS | UFFD_FEATURE_PAGEFAULT_FLAG_WP,
 	};
 	struct uffdio_writeprotect wp = {
-		.range = { (unsigned long)page(self, 6), psize() },
+		.range = { (unsigned long)self->r.mem, self->r.size },
 		.mode = UFFDIO_WRITEPROTECT_MODE_WP,
 	};
 	int fd;
@@ -316,10 +549,13 @@ TEST_F(folio_collapse, userfaultfd)
 	if (fd < 0 || ioctl(fd, UFFDIO_API, &api) ||
 	    uffd_register(fd, self->r.mem, self->r.size, false, true, false))
 		SKIP(return, "no write protection by userfaultfd");
+	map_by_ptes(_metadata, self, PROT_READ | PROT_WRITE);
 	ASSERT_EQ(ioctl(fd, UFFDIO_WRITEPROTECT, &wp), 0);
 	EXPECT_NE(madvise(self->r.mem, self->r.size, MADV_COLLAPSE), 0);
 	EXPECT_TRUE(bus_error(page(self, 6), true));
-	EXPECT_FALSE(bus_error(page(self, 7), true));
+	wp.mode = 0;
+	ASSERT_EQ(ioctl(fd, UFFDIO_WRITEPROTECT, &wp), 0);
+	EXPECT_FALSE(bus_error(page(self, 6), true));
 	close(fd);
 	expect_contents(_metadata, &self->r);
 }
