@@ -12,10 +12,8 @@
 #include <stdio.h>
 #include <sys/ioctl.h>
 
-#include "../../../../mm/gup_test.h"
-#include "folio_region.h"
+#include "folio_witness.h"
 
-#define GUP_TEST	"/sys/kernel/debug/gup_test"
 #define THP_SIZE	"/sys/kernel/mm/transparent_hugepage/hugepages-%zukB/"
 #define NR_FOLIOS	2
 
@@ -134,15 +132,22 @@ static void expect_in_place(struct __test_metadata *_metadata,
 	expect_contents(_metadata, &self->r);
 }
 
+/* Writes need neither copies nor PTEs. */
+static void expect_no_copies(struct __test_metadata *_metadata,
+			     FIXTURE_DATA(folio_collapse) * self)
+{
+	memset(self->r.mem, 7, self->r.nr * self->r.size);
+	EXPECT_EQ(nr_moved(self), 0);
+	EXPECT_TRUE(mapped_by_pmds(self));
+}
+
 /* All pages are exclusive. */
 TEST_F(folio_collapse, exclusive)
 {
 	map_by_ptes(_metadata, self, PROT_READ | PROT_WRITE);
 	EXPECT_EQ(collapse(self), 0);
 	expect_in_place(_metadata, self);
-	memset(self->r.mem, 7, self->r.nr * self->r.size);
-	EXPECT_EQ(nr_moved(self), 0);
-	EXPECT_TRUE(mapped_by_pmds(self));
+	expect_no_copies(_metadata, self);
 }
 
 /* No page is marked exclusive, but only this process maps them. */
@@ -157,9 +162,7 @@ TEST_F(folio_collapse, after_child)
 	ASSERT_TRUE(end_child(pid, fds));
 	EXPECT_EQ(collapse(self), 0);
 	expect_in_place(_metadata, self);
-	memset(self->r.mem, 7, self->r.nr * self->r.size);
-	EXPECT_EQ(nr_moved(self), 0);
-	EXPECT_TRUE(mapped_by_pmds(self));
+	expect_no_copies(_metadata, self);
 }
 
 /* fork() splits PMDs of pinned pages: the child gets copies of these. */
@@ -212,30 +215,6 @@ TEST_F(folio_collapse, pinned)
 	close(fd);
 }
 
-/* Compare what a child has with what there was before the parent wrote. */
-static pid_t fork_witness(FIXTURE_DATA(folio_collapse) * self, int fds[2])
-{
-	char *addr, c;
-	pid_t pid;
-
-	if (pipe(fds))
-		return -1;
-	pid = fork();
-	if (pid) {
-		close(fds[0]);
-		return pid;
-	}
-	prctl(PR_SET_PDEATHSIG, SIGKILL);
-	close(fds[1]);
-	if (read(fds[0], &c, 1))
-		_exit(1);
-	for (addr = self->r.mem; addr < self->r.mem + self->r.nr * self->r.size;
-	     addr += psize())
-		if (*addr != pattern(&self->r, addr))
-			_exit(2);
-	_exit(0);
-}
-
 /* Marks of single pages must not survive: fork() does not see those of tails. */
 TEST_F(folio_collapse, fork_and_split)
 {
@@ -245,7 +224,7 @@ TEST_F(folio_collapse, fork_and_split)
 	map_by_ptes(_metadata, self, PROT_READ | PROT_WRITE);
 	EXPECT_EQ(collapse(self), 0);
 	EXPECT_TRUE(mapped_by_pmds(self));
-	pid = fork_witness(self, fds);
+	pid = fork_witness(&self->r, fds);
 	ASSERT_GT(pid, 0);
 	map_by_ptes(_metadata, self, PROT_READ | PROT_WRITE);
 	memset(self->r.mem, 0, self->r.nr * self->r.size);
@@ -258,7 +237,7 @@ TEST_F(folio_collapse, shared)
 	int fds[2];
 	pid_t pid;
 
-	pid = fork_witness(self, fds);
+	pid = fork_witness(&self->r, fds);
 	ASSERT_GT(pid, 0);
 	map_by_ptes(_metadata, self, PROT_READ | PROT_WRITE);
 	collapse(self);
@@ -396,7 +375,7 @@ TEST_F(folio_collapse, copied_fork_and_split)
 	pid_t pid;
 
 	refill(_metadata, self);
-	pid = fork_witness(self, fds);
+	pid = fork_witness(&self->r, fds);
 	ASSERT_GT(pid, 0);
 	map_by_ptes(_metadata, self, PROT_READ | PROT_WRITE);
 	memset(self->r.mem, 0, self->r.nr * self->r.size);
@@ -447,7 +426,7 @@ TEST_F(folio_collapse, copied_and_shared)
 	int fds[2];
 	pid_t pid;
 
-	pid = fork_witness(self, fds);
+	pid = fork_witness(&self->r, fds);
 	ASSERT_GT(pid, 0);
 	write_some(self);
 	madvise(self->r.mem, self->r.nr * self->r.size, MADV_COLLAPSE);
@@ -480,26 +459,6 @@ TEST_F(folio_collapse, moved_within)
 
 		EXPECT_EQ(*page(self, i), pattern(&self->r, page(self, from)));
 	}
-}
-
-static sigjmp_buf segv_env;
-
-static void on_segv(int sig)
-{
-	siglongjmp(segv_env, 1);
-}
-
-static bool writable(char *addr)
-{
-	bool written = false;
-
-	signal(SIGSEGV, on_segv);
-	if (!sigsetjmp(segv_env, 1)) {
-		__atomic_fetch_add(addr, 0, __ATOMIC_SEQ_CST);
-		written = true;
-	}
-	signal(SIGSEGV, SIG_DFL);
-	return written;
 }
 
 TEST_F(folio_collapse, read_only)

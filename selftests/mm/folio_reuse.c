@@ -12,10 +12,7 @@
 #include <sys/ioctl.h>
 #include <sys/resource.h>
 
-#include "../../../../mm/gup_test.h"
-#include "folio_region.h"
-
-#define GUP_TEST	"/sys/kernel/debug/gup_test"
+#include "folio_witness.h"
 
 /* Pages that one fault lets be written, aligned */
 #define WINDOW		16
@@ -191,27 +188,6 @@ TEST_F(folio_reuse, pin_after_write)
 	pin(_metadata, self, true, true, self->r.nr * self->pages / WINDOW);
 }
 
-static sigjmp_buf segv_env;
-
-static void on_segv(int sig)
-{
-	siglongjmp(segv_env, 1);
-}
-
-/* Can the page be written? It gets what it has already. */
-static bool writable(char *addr)
-{
-	bool written = false;
-
-	signal(SIGSEGV, on_segv);
-	if (!sigsetjmp(segv_env, 1)) {
-		__atomic_fetch_add(addr, 0, __ATOMIC_SEQ_CST);
-		written = true;
-	}
-	signal(SIGSEGV, SIG_DFL);
-	return written;
-}
-
 /* VMAs that end within the window */
 TEST_F(folio_reuse, read_only_neighbours)
 {
@@ -306,30 +282,6 @@ TEST_F(folio_reuse, lazily_freed)
 	}
 }
 
-/* Compare what a child has with what there was before the parent wrote. */
-static pid_t fork_witness(FIXTURE_DATA(folio_reuse) * self, int fds[2])
-{
-	char *addr, c;
-	pid_t pid;
-
-	if (pipe(fds))
-		return -1;
-	pid = fork();
-	if (pid) {
-		close(fds[0]);
-		return pid;
-	}
-	prctl(PR_SET_PDEATHSIG, SIGKILL);
-	close(fds[1]);
-	if (read(fds[0], &c, 1))
-		_exit(1);
-	for (addr = self->r.mem; addr < self->r.mem + self->r.nr * self->r.size;
-	     addr += psize())
-		if (*addr != pattern(&self->r, addr))
-			_exit(2);
-	_exit(0);
-}
-
 /* One of two children is left: nothing is exclusive. */
 TEST_F(folio_reuse, other_child)
 {
@@ -337,7 +289,7 @@ TEST_F(folio_reuse, other_child)
 	pid_t pid;
 	long i;
 
-	pid = fork_witness(self, fds);
+	pid = fork_witness(&self->r, fds);
 	ASSERT_GT(pid, 0);
 	share_and_copy(_metadata, self);
 	for (i = 1; i < self->r.nr * self->pages; i += COPIED)
@@ -369,7 +321,7 @@ TEST_F(folio_reuse, shared_neighbours)
 	ASSERT_EQ(mprotect(page(self, 6), self->r.nr * self->r.size - 6 * psize(),
 			   PROT_READ | PROT_WRITE), 0);
 	/* A child gets a copy of the page, and shares those from page 6 */
-	pid = fork_witness(self, fds);
+	pid = fork_witness(&self->r, fds);
 	ASSERT_GT(pid, 0);
 	for (i = 5; i < self->r.nr * self->pages; i++)
 		*page(self, i) = 0;
@@ -388,7 +340,7 @@ TEST_F(folio_reuse, next_child)
 	share_and_copy(_metadata, self);
 	for (i = 1; i < self->r.nr * self->pages; i += WINDOW)
 		write_page(self, i);
-	pid = fork_witness(self, fds);
+	pid = fork_witness(&self->r, fds);
 	ASSERT_GT(pid, 0);
 	for (i = 0; i < self->r.nr * self->pages; i++)
 		*page(self, i) = 0;
