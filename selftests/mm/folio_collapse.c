@@ -360,6 +360,135 @@ TEST_F_TIMEOUT(folio_collapse, copied_khugepaged, 60)
 	expect_in_place(_metadata, self);
 }
 
+/*
+ * Let khugepaged run, but for one scan only, which is over on return. What happens
+ * later does so without it.
+ */
+static void khugepaged_asleep(FIXTURE_DATA(folio_collapse) * self)
+{
+	long scans = thp_read_num("khugepaged/full_scans");
+	char path[64];
+	int tries;
+
+	thp_write_num("khugepaged/scan_sleep_millisecs", 3600 * 1000);
+	snprintf(path, sizeof(path), "hugepages-%zukB/enabled", self->r.size >> 10);
+	thp_write_string(path, "madvise");
+	for (tries = 0; tries < 30; tries++) {
+		usleep(100000);
+		if (thp_read_num("khugepaged/full_scans") > (unsigned long)scans)
+			break;
+	}
+	usleep(100000);
+}
+
+/* Wait until PMDs map @nr huge pages. */
+static bool wait_for_pmds(FIXTURE_DATA(folio_collapse) * self, int nr)
+{
+	int tries;
+
+	for (tries = 0; tries < 200; tries++) {
+		if (huge_pages(&self->env, &self->r) == nr)
+			return true;
+		usleep(100000);
+	}
+	return false;
+}
+
+/* One write shows that the child is gone: that is enough for all folios. */
+TEST_F_TIMEOUT(folio_collapse, expedited, 60)
+{
+	int fds[2];
+	pid_t pid;
+
+	khugepaged_asleep(self);
+	note_pfns(self);
+	pid = fork_child(fds);
+	ASSERT_GT(pid, 0);
+	write_some(self);
+	ASSERT_TRUE(end_child(pid, fds));
+	sleep(1);
+	/* khugepaged is asleep, or it would be what maps them by a PMD. */
+	ASSERT_EQ(huge_pages(&self->env, &self->r), 0);
+	EXPECT_TRUE(writable(page(self, 1)));
+	EXPECT_TRUE(wait_for_pmds(self, self->r.nr)) {
+		TH_LOG("still mapped by PTEs after 20 seconds");
+	}
+	check_some(_metadata, self);
+	expect_in_place(_metadata, self);
+}
+
+/* Of two folios another child still has the first. Later it has none. */
+TEST_F_TIMEOUT(folio_collapse, expedited_and_shared, 60)
+{
+	struct region first = self->r;
+	int fds[2], witness_fds[2];
+	pid_t pid, witness;
+	char *second;
+
+	first.nr = 1;
+	second = first.mem + first.size;
+	khugepaged_asleep(self);
+	note_pfns(self);
+	ASSERT_EQ(madvise(second, first.size, MADV_DONTFORK), 0);
+	witness = fork_witness(&first, witness_fds);
+	ASSERT_GT(witness, 0);
+	ASSERT_EQ(madvise(second, first.size, MADV_DOFORK), 0);
+	/* It does not have the end of this one's pipe */
+	pid = fork_child(fds);
+	ASSERT_GT(pid, 0);
+	write_some(self);
+	ASSERT_TRUE(end_child(pid, fds));
+
+	EXPECT_TRUE(writable(second + psize()));
+	EXPECT_TRUE(wait_for_pmds(self, 1));
+	sleep(1);
+	EXPECT_EQ(huge_pages(&self->env, &self->r), 1);
+	EXPECT_TRUE(end_child(witness, witness_fds));
+
+	EXPECT_TRUE(writable(first.mem + psize()));
+	EXPECT_TRUE(wait_for_pmds(self, self->r.nr));
+	check_some(_metadata, self);
+	expect_in_place(_metadata, self);
+}
+
+/* Processes that exit, or execute another program, while that goes on */
+TEST_F_TIMEOUT(folio_collapse, expedited_and_exit, 120)
+{
+	int fds[2], i, status;
+	pid_t pid, child;
+
+	khugepaged_asleep(self);
+	for (i = 0; i < 20; i++) {
+		child = fork();
+		ASSERT_GE(child, 0);
+		if (!child) {
+			prctl(PR_SET_PDEATHSIG, SIGKILL);
+			pid = fork_child(fds);
+			if (pid < 0)
+				_exit(1);
+			memset(self->r.mem, i, self->r.nr * self->r.size);
+			if (!end_child(pid, fds))
+				_exit(1);
+			/* Has copies; huge pages again by a child of its own */
+			madvise(self->r.mem, self->r.nr * self->r.size,
+				MADV_COLLAPSE);
+			pid = fork_child(fds);
+			if (pid < 0)
+				_exit(1);
+			write_some(self);
+			if (!end_child(pid, fds) || !writable(page(self, 1)))
+				_exit(1);
+			usleep(i % 10 * 20000);
+			if (i % 2)
+				execlp("true", "true", NULL);
+			_exit(0);
+		}
+		ASSERT_EQ(waitpid(child, &status, 0), child);
+		EXPECT_EQ(status, 0);
+	}
+	expect_contents(_metadata, &self->r);
+}
+
 /* The same, again and again, as a database that writes snapshots */
 TEST_F(folio_collapse, copied_often)
 {

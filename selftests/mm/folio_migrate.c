@@ -274,15 +274,15 @@ TEST_F_TIMEOUT(folio_migrate, failed_by_reference, TIMEOUT)
 			 PM_SWAP | PM_PRESENT)
 
 enum page_kind {
-	WRITTEN,	/* since the child is gone: exclusive, and writable */
-	LEFT,		/* neither */
-	PROTECTED,	/* by a userfaultfd */
+	WRITTEN,	/* exclusive, and writable */
+	SHARED,		/* with a child: neither */
+	PROTECTED,	/* the same, and protected by a userfaultfd */
 	NR_KINDS,
 };
 
 static enum page_kind page_kind(int page)
 {
-	return page == ODD_ONE_OUT ? LEFT : page / RUN % NR_KINDS;
+	return page == ODD_ONE_OUT ? SHARED : page / RUN % NR_KINDS;
 }
 
 static int nr_pages(struct region *r)
@@ -355,20 +355,34 @@ static uint64_t page_state(FIXTURE_DATA(folio_migrate) * self,
 				 r->mem + (size_t)page * psize()) & PAGE_STATE;
 }
 
+static int advise_pages(struct region *r, enum page_kind kind, int advice)
+{
+	int i;
+
+	for (i = 0; i < nr_pages(r); i++) {
+		if (page_kind(i) == kind &&
+		    madvise(r->mem + (size_t)i * psize(), psize(), advice))
+			return -1;
+	}
+	return 0;
+}
+
 /*
  * Make the pages different, and remember what pagemap says of them. @uffd may
  * be -1. Where the region is to be read only, the PTEs are the same, but some of
- * the pages are exclusive.
+ * the pages are exclusive. A child has the others until end_child(@fds). Returns
+ * its PID, or -1.
  */
-static int mix_pages(FIXTURE_DATA(folio_migrate) * self, struct region *r,
-		     int uffd, bool read_only, uint64_t *states)
+static pid_t mix_pages(FIXTURE_DATA(folio_migrate) * self, struct region *r,
+		       int uffd, bool read_only, uint64_t *states, int fds[2])
 {
-	int fds[2], i;
 	pid_t pid;
+	int i;
 
-	/* All are shared, and none can be written, when the child is gone. */
+	if (advise_pages(r, WRITTEN, MADV_DONTFORK))
+		return -1;
 	pid = fork_child(fds);
-	if (pid < 0 || !end_child(pid, fds))
+	if (pid < 0 || advise_pages(r, WRITTEN, MADV_DOFORK))
 		return -1;
 	if (!read_only)
 		clear_softdirty();
@@ -382,7 +396,7 @@ static int mix_pages(FIXTURE_DATA(folio_migrate) * self, struct region *r,
 		return -1;
 	for (i = 0; i < nr_pages(r); i++)
 		states[i] = page_state(self, r, i);
-	return 0;
+	return pid;
 }
 
 static void expect_states(struct __test_metadata *_metadata,
@@ -412,7 +426,8 @@ static void check_pages(struct __test_metadata *_metadata,
 {
 	const int nodes[] = { self->env.node2, self->env.node1 };
 	uint64_t *states = calloc(nr_pages(r), sizeof(*states));
-	int i, uffd = -1;
+	int fds[2], i, uffd = -1;
+	pid_t pid;
 
 	ASSERT_NE(states, NULL);
 	/* No faults of NUMA balancing while they are counted. */
@@ -426,9 +441,10 @@ static void check_pages(struct __test_metadata *_metadata,
 	if (!read_only && uffd < 0)
 		ksft_print_msg("no userfaultfd: protected pages are not tested\n");
 
-	ASSERT_EQ(mix_pages(self, r, uffd, read_only, states), 0);
+	pid = mix_pages(self, r, uffd, read_only, states, fds);
+	ASSERT_GT(pid, 0);
 	for (i = 0; i < 2; i++) {
-		EXPECT_EQ(region_move(r, nodes[i], MPOL_MF_MOVE, 5), 0);
+		EXPECT_EQ(region_move(r, nodes[i], MPOL_MF_MOVE_ALL, 5), 0);
 		EXPECT_EQ(count_folios(&self->env, r), r->nr);
 		expect_states(_metadata, self, r, states);
 	}
@@ -442,10 +458,11 @@ static void check_pages(struct __test_metadata *_metadata,
 		TH_LOG("%zukB: pages are not exclusive any more",
 		       r->size >> 10);
 	}
-	EXPECT_EQ(write_pages(r, LEFT), count_kind(r, LEFT)) {
-		TH_LOG("%zukB: pages are exclusive that were not",
+	EXPECT_EQ(write_pages(r, SHARED), count_kind(r, SHARED)) {
+		TH_LOG("%zukB: shared pages can be written",
 		       r->size >> 10);
 	}
+	EXPECT_TRUE(end_child(pid, fds));
 	if (uffd >= 0)
 		close(uffd);
 	free(states);

@@ -7,7 +7,9 @@
 #ifndef __FOLIO_WITNESS_H__
 #define __FOLIO_WITNESS_H__
 
+#include <linux/fs.h>
 #include <stdbool.h>
+#include <sys/ioctl.h>
 
 #include "../../../../mm/gup_test.h"
 #include "folio_region.h"
@@ -38,6 +40,28 @@ static inline pid_t fork_witness(struct region *r, int fds[2])
 		if (*addr != pattern(r, addr))
 			_exit(2);
 	_exit(0);
+}
+
+/* Returns how many of the huge pages of @r PMDs map, or -1. */
+static inline int huge_pages(struct folio_env *env, struct region *r)
+{
+	struct page_region found[16];
+	struct pm_scan_arg arg = {
+		.size = sizeof(arg),
+		.start = (uintptr_t)r->mem,
+		.end = (uintptr_t)r->mem + r->nr * r->size,
+		.vec = (uintptr_t)found,
+		.vec_len = ARRAY_SIZE(found),
+		.category_mask = PAGE_IS_HUGE,
+		.return_mask = PAGE_IS_HUGE,
+	};
+	size_t len = 0;
+	int i, nr;
+
+	nr = ioctl(env->pagemap_fd, PAGEMAP_SCAN, &arg);
+	for (i = 0; i < nr; i++)
+		len += found[i].end - found[i].start;
+	return nr < 0 ? nr : (int)(len / r->size);
 }
 
 static sigjmp_buf segv_env;
