@@ -6,6 +6,7 @@
  */
 
 #include <linux/mman.h>
+#include <pthread.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <sys/ioctl.h>
@@ -26,6 +27,7 @@ FIXTURE(folio_unshare)
 	int gup_fd;
 	int fds[2];
 	pid_t child;
+	int delay;		/* until another thread drops the pages, in us */
 };
 
 FIXTURE_VARIANT(folio_unshare)
@@ -303,6 +305,46 @@ TEST_F(folio_unshare, fork_again)
 		expect_pinned(_metadata, self);
 	EXPECT_TRUE(end_child(pid, fds));
 	EXPECT_TRUE(end_child(self->child, self->fds));
+}
+
+#define DROPS		50
+
+static void *drop_pages(void *arg)
+{
+	FIXTURE_DATA(folio_unshare) *self = arg;
+	const size_t len = self->r.nr * self->r.size;
+	long err;
+
+	usleep(self->delay);
+	err = madvise(self->r.mem, len, MADV_DONTNEED) ? errno : 0;
+	return (void *)err;
+}
+
+/* Another thread drops the pages meanwhile: what they contained is gone. */
+TEST_F_TIMEOUT(folio_unshare, dropped_meanwhile, 120)
+{
+	const size_t len = self->r.nr * self->r.size;
+	long i, j, old = 0;
+	pthread_t thread;
+	void *err;
+
+	for (i = 0; i < DROPS && !old; i++) {
+		memset(self->r.mem, 7, len);
+		self->child = fork_child(self->fds);
+		ASSERT_GT(self->child, 0);
+		self->delay = i * 200;
+		ASSERT_EQ(pthread_create(&thread, NULL, drop_pages, self), 0);
+		EXPECT_EQ(unshare_pages(self, variant, self->r.mem, len), 0);
+		ASSERT_EQ(pthread_join(thread, &err), 0);
+		EXPECT_EQ(err, NULL);
+		for (j = 0; j < self->pages; j++)
+			old += *page(self, j) != 0;
+		unpin_pages(self);
+		EXPECT_TRUE(end_child(self->child, self->fds));
+	}
+	EXPECT_EQ(old, 0) {
+		TH_LOG("%ld pages are back in round %ld", old, i);
+	}
 }
 
 TEST_HARNESS_MAIN
