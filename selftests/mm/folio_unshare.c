@@ -311,7 +311,7 @@ TEST_F(folio_unshare, fork_again)
 
 static void *drop_pages(void *arg)
 {
-	FIXTURE_DATA(folio_unshare) *self = arg;
+	FIXTURE_DATA(folio_unshare) * self = arg;
 	const size_t len = self->r.nr * self->r.size;
 	long err;
 
