@@ -113,7 +113,7 @@ FIXTURE_SETUP(folio_unshare)
 	/* khugepaged scans once, which is too early to be of help */
 	thp_write_num("khugepaged/scan_sleep_millisecs", 3600 * 1000);
 	set_thp(self, "madvise");
-	sleep(1);
+	usleep(300000);
 	/* Away from where memory that is pinned must not be */
 	ASSERT_EQ(unshare_pages(self, variant, self->r.mem,
 				self->r.nr * self->r.size), 0);
@@ -307,8 +307,6 @@ TEST_F(folio_unshare, fork_again)
 	EXPECT_TRUE(end_child(self->child, self->fds));
 }
 
-#define DROPS		50
-
 static void *drop_pages(void *arg)
 {
 	FIXTURE_DATA(folio_unshare) * self = arg;
@@ -324,15 +322,16 @@ static void *drop_pages(void *arg)
 TEST_F_TIMEOUT(folio_unshare, dropped_meanwhile, 120)
 {
 	const size_t len = self->r.nr * self->r.size;
+	const long rounds = variant->populate ? 50 : 10;
 	long i, j, old = 0;
 	pthread_t thread;
 	void *err;
 
-	for (i = 0; i < DROPS && !old; i++) {
+	for (i = 0; i < rounds && !old; i++) {
 		memset(self->r.mem, 7, len);
 		self->child = fork_child(self->fds);
 		ASSERT_GT(self->child, 0);
-		self->delay = i * 200;
+		self->delay = i * 10000 / rounds;
 		ASSERT_EQ(pthread_create(&thread, NULL, drop_pages, self), 0);
 		EXPECT_EQ(unshare_pages(self, variant, self->r.mem, len), 0);
 		ASSERT_EQ(pthread_join(thread, &err), 0);
