@@ -9,14 +9,18 @@
  *	mm_bench NAME REPEATS
  */
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <err.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/mempolicy.h>
+#include <linux/mman.h>
+#include <linux/userfaultfd.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -410,6 +414,127 @@ static void reuse(const char *size, unsigned int kb, int repeats)
 	}
 }
 
+/* The same with huge pages, which MADV_COLLAPSE maps by PMDs again, 32 of them */
+static void collapse(int repeats)
+{
+	uint64_t start;
+	pid_t child;
+	char *p;
+	int go;
+
+	for (; repeats >= 0; repeats--) {
+		p = anon(64 * MB, 2048);
+		child = fork_mapping(p, 0, &go);
+		write_pages(p, 0, 32 * KB, "collapse-copy", "2m");
+		end_mapping(child, go);
+		start = now();
+		if (madvise(p, 64 * MB, MADV_COLLAPSE))
+			err(1, "MADV_COLLAPSE");
+		report("collapse-2m", start);
+		if (munmap(p, 64 * MB))
+			err(1, "munmap");
+		warming_up = 0;
+	}
+}
+
+/* so that no collapse succeeds, and each scan gets to the end of the table */
+static void protect_last_page(char *p, size_t size)
+{
+	struct uffdio_api api = { .api = UFFD_API };
+	struct uffdio_register reg = {
+		.range = { (uintptr_t)p, size },
+		.mode = UFFDIO_REGISTER_MODE_WP,
+	};
+	struct uffdio_writeprotect wp = {
+		.range = { 0, 4 * KB },
+		.mode = UFFDIO_WRITEPROTECT_MODE_WP,
+	};
+	int fd = syscall(SYS_userfaultfd, O_CLOEXEC);
+	size_t i;
+
+	if (fd < 0 || ioctl(fd, UFFDIO_API, &api) || ioctl(fd, UFFDIO_REGISTER, &reg))
+		err(1, "userfaultfd");
+	for (i = 2 * MB - 4 * KB; i < size; i += 2 * MB) {
+		wp.range.start = (uintptr_t)p + i;
+		if (ioctl(fd, UFFDIO_WRITEPROTECT, &wp))
+			err(1, "UFFDIO_WRITEPROTECT");
+	}
+}
+
+/* the clock of the time that khugepaged has run */
+static clockid_t khugepaged_clock(void)
+{
+	char comm[32], path[288];
+	struct dirent *entry;
+	DIR *dir = opendir("/proc");
+	clockid_t clock;
+	int found = 0;
+	FILE *f;
+
+	while (dir && !found && (entry = readdir(dir))) {
+		snprintf(path, sizeof(path), "/proc/%s/comm", entry->d_name);
+		f = fopen(path, "r");
+		if (!f)
+			continue;
+		found = fscanf(f, "%31s", comm) == 1 && !strcmp(comm, "khugepaged");
+		fclose(f);
+	}
+	if (!found || clock_getcpuclockid(atoi(entry->d_name), &clock))
+		errx(1, "no khugepaged");
+	closedir(dir);
+	return clock;
+}
+
+static uint64_t spent(clockid_t clock)
+{
+	struct timespec t;
+
+	if (clock_gettime(clock, &t))
+		err(1, "time of khugepaged");
+	return t.tv_sec * 1000000000ULL + t.tv_nsec;
+}
+
+#define KHUGEPAGED(file) "/sys/kernel/mm/transparent_hugepage/khugepaged/" file
+
+/*
+ * What khugepaged executes in ten scans of 64 MiB where it has nothing to collapse:
+ * folios of 64 KiB with only these enabled; or single pages and huge pages enabled.
+ */
+static void khugepaged(unsigned int kb, int repeats)
+{
+	clockid_t clock = khugepaged_clock();
+	unsigned long scans;
+	uint64_t before;
+	char *p;
+
+	put(KHUGEPAGED("scan_sleep_millisecs"), "10");
+	put(KHUGEPAGED("pages_to_scan"), "65536");
+	p = anon(64 * MB, kb);
+	if (kb == 4) {
+		protect_last_page(p, 64 * MB);
+		thp_size(2048);
+	}
+	/* the base does not scan this process otherwise, as no page fault has added it */
+	if (madvise(p, 64 * MB, MADV_HUGEPAGE))
+		err(1, "madvise");
+	for (; repeats >= 0; repeats--) {
+		scans = get(KHUGEPAGED("full_scans"));
+		while (get(KHUGEPAGED("full_scans")) == scans)
+			usleep(1000);
+		before = spent(clock);
+		while (get(KHUGEPAGED("full_scans")) < scans + 11)
+			usleep(1000);
+		before = spent(clock) - before;
+		/* not between two marks, as in shrink() */
+		if (!warming_up)
+			printf("khugepaged-%uk %llu for 10 scans\n", kb, (unsigned long long)before);
+		fflush(stdout);
+		warming_up = 0;
+	}
+	thp_size(4);
+	munmap(p, 64 * MB);
+}
+
 /* what /proc says of 64 MiB at @p: all of pagemap, or the sums of smaps */
 static void read_proc(int fd, int pagemap, char *p)
 {
@@ -579,6 +704,12 @@ int main(int argc, char **argv)
 		reuse("64k", 64, repeats);
 	else if (!strcmp(name, "reuse-2m"))
 		reuse("2m", 2048, repeats);
+	else if (!strcmp(name, "collapse-2m"))
+		collapse(repeats);
+	else if (!strcmp(name, "khugepaged-4k"))
+		khugepaged(4, repeats);
+	else if (!strcmp(name, "khugepaged-64k"))
+		khugepaged(64, repeats);
 	else if (!strcmp(name, "smaps-read"))
 		map_files("smaps-read", 0, repeats);
 	else if (!strcmp(name, "pagemap-read"))

@@ -53,15 +53,9 @@ FIXTURE_TEARDOWN(folio_collapse)
 	thp_restore_settings();
 }
 
-static char *page(FIXTURE_DATA(folio_collapse) * self, long nr)
-{
-	return self->r.mem + nr * psize();
-}
-
 static bool mapped_by_pmds(FIXTURE_DATA(folio_collapse) * self)
 {
-	return check_huge_anon(self->r.mem, self->r.nr * self->r.size,
-			       self->r.nr, self->r.size);
+	return huge_pages(&self->env, &self->r) == self->r.nr;
 }
 
 /* Another protection of one page splits the PMD, for a moment. */
@@ -90,32 +84,23 @@ static long collapses_in_place(FIXTURE_DATA(folio_collapse) * self)
 	return access(path, R_OK) ? -1 : (long)read_num(path);
 }
 
-static void note_pfns(FIXTURE_DATA(folio_collapse) * self)
+static void note_before(FIXTURE_DATA(folio_collapse) * self)
 {
-	long i;
-
-	for (i = 0; i < self->pages; i++)
-		self->pfns[i] = pagemap_get_pfn(self->env.pagemap_fd,
-						page(self, i));
+	note_pfns(&self->env, &self->r, self->pfns);
 	self->allocated = read_stat(self->r.size, "collapse_alloc");
 	self->in_place = collapses_in_place(self);
 }
 
 static int collapse(FIXTURE_DATA(folio_collapse) * self)
 {
-	note_pfns(self);
+	note_before(self);
 	return madvise(self->r.mem, self->r.nr * self->r.size, MADV_COLLAPSE) ?
 	       errno : 0;
 }
 
 static long nr_moved(FIXTURE_DATA(folio_collapse) * self)
 {
-	long i, moved = 0;
-
-	for (i = 0; i < self->pages; i++)
-		moved += pagemap_get_pfn(self->env.pagemap_fd,
-					 page(self, i)) != self->pfns[i];
-	return moved;
+	return pages_moved(&self->env, &self->r, self->pfns);
 }
 
 static void expect_in_place(struct __test_metadata *_metadata,
@@ -173,9 +158,7 @@ TEST_F(folio_collapse, pinned)
 		.size = self->r.nr * self->r.size,
 		.flags = PIN_LONGTERM_TEST_FLAG_USE_WRITE,
 	};
-	__u64 dest;
 	int fds[2], fd;
-	char *copy;
 	pid_t pid;
 
 	fd = open(GUP_TEST, O_RDWR);
@@ -195,23 +178,16 @@ TEST_F(folio_collapse, pinned)
 	expect_in_place(_metadata, self);
 
 	/* A device would still see what is written. */
-	copy = mmap(NULL, pin.size, PROT_READ | PROT_WRITE,
-		    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	ASSERT_NE(copy, MAP_FAILED);
 	memset(self->r.mem, 7, pin.size);
-	dest = (uintptr_t)copy;
-	ASSERT_EQ(ioctl(fd, PIN_LONGTERM_TEST_READ, &dest), 0);
-	EXPECT_EQ(memcmp(copy, self->r.mem, pin.size), 0);
+	expect_pinned(_metadata, fd, self->r.mem, pin.size);
 
 	/* Also while there is another child */
 	pid = fork_child(fds);
 	ASSERT_GT(pid, 0);
 	memset(self->r.mem, 8, pin.size);
-	ASSERT_EQ(ioctl(fd, PIN_LONGTERM_TEST_READ, &dest), 0);
-	EXPECT_EQ(memcmp(copy, self->r.mem, pin.size), 0);
+	expect_pinned(_metadata, fd, self->r.mem, pin.size);
 	ASSERT_TRUE(end_child(pid, fds));
 	ASSERT_EQ(ioctl(fd, PIN_LONGTERM_TEST_STOP), 0);
-	munmap(copy, pin.size);
 	close(fd);
 }
 
@@ -255,15 +231,48 @@ TEST_F(folio_collapse, shared_but_first)
 	long i;
 
 	for (i = 0; i < self->pages; i += self->pages / self->r.nr)
-		ASSERT_EQ(madvise(page(self, i), psize(), MADV_WIPEONFORK), 0);
+		ASSERT_EQ(madvise(page(&self->r, i), psize(),
+				  MADV_WIPEONFORK), 0);
 	pid = fork_child(fds);
 	ASSERT_GT(pid, 0);
 	for (i = 0; i < self->pages; i += self->pages / self->r.nr)
-		ASSERT_EQ(madvise(page(self, i), psize(), MADV_KEEPONFORK), 0);
+		ASSERT_EQ(madvise(page(&self->r, i), psize(),
+				  MADV_KEEPONFORK), 0);
 	collapse(self);
 	expect_contents(_metadata, &self->r);
 	memset(self->r.mem, 0, self->r.nr * self->r.size);
 	EXPECT_GE(nr_moved(self), self->pages - self->r.nr);
+	EXPECT_TRUE(end_child(pid, fds));
+}
+
+#define KPF_SWAPCACHE	BIT_ULL(13)
+
+/* A child has nothing but swap entries, which lead to the same folios. */
+TEST_F(folio_collapse, swapped_child)
+{
+	const size_t len = self->r.nr * self->r.size;
+	uint64_t flags = 0;
+	int fds[2];
+	pid_t pid;
+	long i;
+
+	ASSERT_EQ(madvise(self->r.mem, len, MADV_PAGEOUT), 0);
+	if (!pagemap_is_swapped(self->env.pagemap_fd, self->r.mem))
+		SKIP(return, "no swap");
+	pid = fork_witness(&self->r, fds);
+	ASSERT_GT(pid, 0);
+	for (i = 0; i < self->pages; i++)
+		FORCE_READ(*page(&self->r, i));
+	if (count_folios(&self->env, &self->r) != self->r.nr ||
+	    pageflags_get(pagemap_get_pfn(self->env.pagemap_fd, self->r.mem),
+			  self->env.kpageflags_fd, &flags) ||
+	    !(flags & KPF_SWAPCACHE)) {
+		end_child(pid, fds);
+		SKIP(return, "the folios are not in the swap cache any more");
+	}
+	collapse(self);
+	expect_contents(_metadata, &self->r);
+	memset(self->r.mem, 0, len);
 	EXPECT_TRUE(end_child(pid, fds));
 }
 
@@ -275,7 +284,7 @@ static void write_some(FIXTURE_DATA(folio_collapse) * self)
 	long i;
 
 	for (i = 0; i < self->pages; i += COPIED)
-		memset(page(self, i), 0, psize());
+		memset(page(&self->r, i), 0, psize());
 }
 
 /* Those that were copied have other contents. Then, all have as before. */
@@ -286,8 +295,8 @@ static void check_some(struct __test_metadata *_metadata,
 
 	for (i = 0; i < self->pages; i += COPIED) {
 		for (j = 0; j < psize(); j++)
-			wrong += page(self, i)[j] != 0;
-		*page(self, i) = pattern(&self->r, page(self, i));
+			wrong += page(&self->r, i)[j] != 0;
+		write_page(&self->r, i);
 	}
 	EXPECT_EQ(wrong, 0) {
 		TH_LOG("%ld bytes of the copies are lost", wrong);
@@ -303,7 +312,7 @@ static void refill(struct __test_metadata *_metadata,
 	pid_t pid;
 	long i;
 
-	note_pfns(self);
+	note_before(self);
 	pfns = self->pfns;
 	pid = fork_child(fds);
 	ASSERT_GT(pid, 0);
@@ -339,11 +348,10 @@ TEST_F(folio_collapse, copied)
 /* khugepaged does the same, however long ago the pages were accessed. */
 TEST_F_TIMEOUT(folio_collapse, copied_khugepaged, 60)
 {
-	char path[128];
 	int fds[2], tries;
 	pid_t pid;
 
-	note_pfns(self);
+	note_before(self);
 	pid = fork_child(fds);
 	ASSERT_GT(pid, 0);
 	write_some(self);
@@ -351,34 +359,12 @@ TEST_F_TIMEOUT(folio_collapse, copied_khugepaged, 60)
 	/* Forget that pages were accessed; MADV_COLD would split the folios */
 	write_file("/proc/self/clear_refs", "1", 2);
 	thp_write_num("khugepaged/scan_sleep_millisecs", 10);
-	snprintf(path, sizeof(path), "hugepages-%zukB/enabled", self->r.size >> 10);
-	thp_write_string(path, "madvise");
+	set_thp(self->r.size, "madvise");
 	for (tries = 0; tries < 300 && !mapped_by_pmds(self); tries++)
 		usleep(100000);
-	thp_write_string(path, "never");
+	set_thp(self->r.size, "never");
 	check_some(_metadata, self);
 	expect_in_place(_metadata, self);
-}
-
-/*
- * Let khugepaged run, but for one scan only, which is over on return. What happens
- * later does so without it.
- */
-static void khugepaged_asleep(FIXTURE_DATA(folio_collapse) * self)
-{
-	long scans = thp_read_num("khugepaged/full_scans");
-	char path[64];
-	int tries;
-
-	thp_write_num("khugepaged/scan_sleep_millisecs", 3600 * 1000);
-	snprintf(path, sizeof(path), "hugepages-%zukB/enabled", self->r.size >> 10);
-	thp_write_string(path, "madvise");
-	for (tries = 0; tries < 30; tries++) {
-		usleep(100000);
-		if (thp_read_num("khugepaged/full_scans") > (unsigned long)scans)
-			break;
-	}
-	usleep(100000);
 }
 
 /* Wait until PMDs map @nr huge pages. */
@@ -400,8 +386,8 @@ TEST_F_TIMEOUT(folio_collapse, expedited, 60)
 	int fds[2];
 	pid_t pid;
 
-	khugepaged_asleep(self);
-	note_pfns(self);
+	khugepaged_asleep(self->r.size);
+	note_before(self);
 	pid = fork_child(fds);
 	ASSERT_GT(pid, 0);
 	write_some(self);
@@ -409,7 +395,7 @@ TEST_F_TIMEOUT(folio_collapse, expedited, 60)
 	sleep(1);
 	/* khugepaged is asleep, or it would be what maps them by a PMD. */
 	ASSERT_EQ(huge_pages(&self->env, &self->r), 0);
-	EXPECT_TRUE(writable(page(self, 1)));
+	EXPECT_TRUE(writable(page(&self->r, 1)));
 	EXPECT_TRUE(wait_for_pmds(self, self->r.nr)) {
 		TH_LOG("still mapped by PTEs after 20 seconds");
 	}
@@ -427,8 +413,8 @@ TEST_F_TIMEOUT(folio_collapse, expedited_and_shared, 60)
 
 	first.nr = 1;
 	second = first.mem + first.size;
-	khugepaged_asleep(self);
-	note_pfns(self);
+	khugepaged_asleep(self->r.size);
+	note_before(self);
 	ASSERT_EQ(madvise(second, first.size, MADV_DONTFORK), 0);
 	witness = fork_witness(&first, witness_fds);
 	ASSERT_GT(witness, 0);
@@ -457,7 +443,7 @@ TEST_F_TIMEOUT(folio_collapse, expedited_and_exit, 120)
 	int fds[2], i, status;
 	pid_t pid, child;
 
-	khugepaged_asleep(self);
+	khugepaged_asleep(self->r.size);
 	for (i = 0; i < 20; i++) {
 		child = fork();
 		ASSERT_GE(child, 0);
@@ -476,7 +462,8 @@ TEST_F_TIMEOUT(folio_collapse, expedited_and_exit, 120)
 			if (pid < 0)
 				_exit(1);
 			write_some(self);
-			if (!end_child(pid, fds) || !writable(page(self, 1)))
+			if (!end_child(pid, fds) ||
+			    !writable(page(&self->r, 1)))
 				_exit(1);
 			usleep(i % 10 * 20000);
 			if (i % 2)
@@ -519,31 +506,24 @@ TEST_F(folio_collapse, copied_and_pinned)
 		.flags = PIN_LONGTERM_TEST_FLAG_USE_WRITE,
 	};
 	int fds[2], fd, i;
-	__u64 dest;
-	char *copy;
 	pid_t pid;
 
 	fd = open(GUP_TEST, O_RDWR);
 	if (fd < 0)
 		SKIP(return, "no gup_test");
-	copy = mmap(NULL, psize(), PROT_READ | PROT_WRITE,
-		    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	ASSERT_NE(copy, MAP_FAILED);
-	dest = (uintptr_t)copy;
 	pid = fork_child(fds);
 	ASSERT_GT(pid, 0);
 	write_some(self);
 	ASSERT_TRUE(end_child(pid, fds));
 	for (i = 0; i <= 1; i++) {
-		pin.addr = (uintptr_t)page(self, i);
+		pin.addr = (uintptr_t)page(&self->r, i);
 		ASSERT_EQ(ioctl(fd, PIN_LONGTERM_TEST_START, &pin), 0);
 		EXPECT_NE(madvise(self->r.mem, self->r.size, MADV_COLLAPSE), 0);
-		memset(page(self, i), i, psize());
-		ASSERT_EQ(ioctl(fd, PIN_LONGTERM_TEST_READ, &dest), 0);
-		EXPECT_EQ(memcmp(copy, page(self, i), psize()), 0);
+		memset(page(&self->r, i), i, psize());
+		expect_pinned(_metadata, fd, page(&self->r, i), psize());
 		ASSERT_EQ(ioctl(fd, PIN_LONGTERM_TEST_STOP), 0);
 	}
-	*page(self, 1) = pattern(&self->r, page(self, 1));
+	write_page(&self->r, 1);
 	check_some(_metadata, self);
 	expect_contents(_metadata, &self->r);
 	close(fd);
@@ -565,29 +545,225 @@ TEST_F(folio_collapse, copied_and_shared)
 	EXPECT_TRUE(end_child(pid, fds));
 }
 
-/* Pages that do not lie where those of the folio have been */
-TEST_F(folio_collapse, moved_within)
+/* Each copy unlocks the whole folio: it must not be refilled like that. */
+TEST_F(folio_collapse, copied_and_mlocked)
 {
-	char *spare;
+	const size_t len = self->r.nr * self->r.size;
+	const long before = read_vmstat("nr_mlock");
+	long locked;
+	int fds[2];
+	pid_t pid;
+
+	if (mlock(self->r.mem, len))
+		SKIP(return, "cannot lock that much memory");
+	pid = fork_child(fds);
+	ASSERT_GT(pid, 0);
+	write_some(self);
+	ASSERT_TRUE(end_child(pid, fds));
+	EXPECT_EQ(collapse(self), 0);
+	check_some(_metadata, self);
+	/* What is queued on CPUs is counted, too */
+	write_num("/proc/sys/vm/compact_memory", 1);
+	locked = read_vmstat("nr_mlock") - before;
+	EXPECT_EQ(locked, self->pages) {
+		TH_LOG("%ld pages are locked, expected %ld", locked, self->pages);
+	}
+	munlock(self->r.mem, len);
+	write_num("/proc/sys/vm/compact_memory", 1);
+	EXPECT_EQ(read_vmstat("nr_mlock"), before);
+}
+
+/*
+ * Page 5 is mapped elsewhere, and there is another one in its place: which is not to
+ * be copied to where it has been.
+ */
+TEST_F(folio_collapse, copied_and_moved_away)
+{
+	unsigned long nodes = self->env.node1 < 0 ? 0 : 1ul << self->env.node1;
+	char *gap = page(&self->r, 5), *away;
+
+	away = mmap(NULL, psize(), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	ASSERT_NE(away, MAP_FAILED);
+	ASSERT_EQ(mremap(gap, psize(), psize(), MREMAP_MAYMOVE | MREMAP_FIXED,
+			 away), away);
+	/* As region_alloc() does: it is one VMA again */
+	ASSERT_EQ(mmap(gap, psize(), PROT_READ | PROT_WRITE,
+		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0), gap);
+	if (nodes)
+		ASSERT_EQ(mbind(gap, psize(), MPOL_BIND, &nodes, 8 * sizeof(nodes),
+				0), 0);
+	ASSERT_EQ(madvise(gap, psize(), MADV_HUGEPAGE), 0);
+	memset(gap, 0, psize());
+
+	note_before(self);
+	EXPECT_EQ(madvise(self->r.mem, self->r.size, MADV_COLLAPSE), 0);
+	EXPECT_EQ(read_stat(self->r.size, "collapse_alloc"), self->allocated + 1);
+	EXPECT_EQ(*away, pattern(&self->r, gap));
+	EXPECT_EQ(*gap, 0);
+	write_page(&self->r, 5);
+	expect_contents(_metadata, &self->r);
+}
+
+/* The first page of each COPIED pages is copied, the second one is discarded. */
+static void copy_and_discard(struct __test_metadata *_metadata,
+			     FIXTURE_DATA(folio_collapse) * self)
+{
+	int fds[2];
+	pid_t pid;
 	long i;
 
-	spare = mmap(NULL, psize(), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	ASSERT_NE(spare, MAP_FAILED);
-	/* Pages 5 and 6 change places */
-	ASSERT_EQ(mremap(page(self, 5), psize(), psize(),
-			 MREMAP_MAYMOVE | MREMAP_FIXED, spare), spare);
-	ASSERT_EQ(mremap(page(self, 6), psize(), psize(),
-			 MREMAP_MAYMOVE | MREMAP_FIXED, page(self, 5)),
-		  page(self, 5));
-	ASSERT_EQ(mremap(spare, psize(), psize(),
-			 MREMAP_MAYMOVE | MREMAP_FIXED, page(self, 6)),
-		  page(self, 6));
-	madvise(self->r.mem, self->r.size, MADV_COLLAPSE);
-	for (i = 0; i < self->pages; i++) {
-		const long from = i == 5 ? 6 : i == 6 ? 5 : i;
+	note_before(self);
+	pid = fork_child(fds);
+	ASSERT_GT(pid, 0);
+	write_some(self);
+	ASSERT_TRUE(end_child(pid, fds));
+	for (i = 1; i < self->pages; i += COPIED)
+		ASSERT_EQ(madvise(page(&self->r, i), psize(), MADV_DONTNEED), 0);
+}
 
-		EXPECT_EQ(*page(self, i), pattern(&self->r, page(self, from)));
+/* What was discarded is empty. Then, all have as before. */
+static void check_discarded(struct __test_metadata *_metadata,
+			    FIXTURE_DATA(folio_collapse) * self)
+{
+	long i, j, wrong = 0;
+
+	for (i = 1; i < self->pages; i += COPIED) {
+		for (j = 0; j < psize(); j++)
+			wrong += page(&self->r, i)[j] != 0;
+		write_page(&self->r, i);
 	}
+	EXPECT_EQ(wrong, 0) {
+		TH_LOG("%ld bytes that were discarded are back", wrong);
+	}
+	check_some(_metadata, self);
+}
+
+/* Some of the pages that were discarded have been read: there is the zero page. */
+TEST_F(folio_collapse, discarded)
+{
+	const size_t len = self->r.nr * self->r.size;
+	long i;
+
+	copy_and_discard(_metadata, self);
+	for (i = 1; i < self->pages; i += 2 * COPIED)
+		FORCE_READ(*page(&self->r, i));
+	EXPECT_EQ(madvise(self->r.mem, len, MADV_COLLAPSE), 0);
+	EXPECT_EQ(smaps_sum(getpid(), &self->r, "Rss"), (long)(len >> 10));
+	check_discarded(_metadata, self);
+	expect_in_place(_metadata, self);
+}
+
+/* khugepaged has a limit. */
+TEST_F_TIMEOUT(folio_collapse, discarded_khugepaged, 120)
+{
+	const long per_folio = self->pages / self->r.nr / COPIED;
+
+	copy_and_discard(_metadata, self);
+	thp_write_num("khugepaged/max_ptes_none", per_folio - 1);
+	ASSERT_TRUE(khugepaged_scan(self->r.size));
+	EXPECT_EQ(huge_pages(&self->env, &self->r), 0);
+	EXPECT_FALSE(pagemap_is_populated(self->env.pagemap_fd, page(&self->r, 1)));
+
+	thp_write_num("khugepaged/max_ptes_none", per_folio);
+	ASSERT_TRUE(khugepaged_scan(self->r.size));
+	check_discarded(_metadata, self);
+	expect_in_place(_metadata, self);
+}
+
+/* Memory that is not in use is not worth pages that were discarded. */
+TEST_F_TIMEOUT(folio_collapse, discarded_and_cold, 120)
+{
+	copy_and_discard(_metadata, self);
+	clear_accessed(&self->r);
+	ASSERT_TRUE(khugepaged_scan(self->r.size));
+	EXPECT_EQ(huge_pages(&self->env, &self->r), 0);
+	FORCE_READ(*page(&self->r, 2));
+	ASSERT_TRUE(khugepaged_scan(self->r.size));
+	EXPECT_EQ(huge_pages(&self->env, &self->r), 1);
+	check_discarded(_metadata, self);
+	expect_contents(_metadata, &self->r);
+}
+
+/* What a write after a child's exit sets off does not bring them back. */
+TEST_F_TIMEOUT(folio_collapse, expedited_and_discarded, 60)
+{
+	const long second = self->pages / self->r.nr;
+	int fds[2];
+	pid_t pid;
+	long i;
+
+	khugepaged_asleep(self->r.size);
+	pid = fork_child(fds);
+	ASSERT_GT(pid, 0);
+	write_some(self);
+	ASSERT_TRUE(end_child(pid, fds));
+	for (i = second + 1; i < self->pages; i += COPIED)
+		ASSERT_EQ(madvise(page(&self->r, i), psize(), MADV_DONTNEED), 0);
+
+	EXPECT_TRUE(writable(page(&self->r, 1)));
+	EXPECT_TRUE(wait_for_pmds(self, 1));
+	sleep(1);
+	EXPECT_EQ(huge_pages(&self->env, &self->r), 1);
+	EXPECT_FALSE(pagemap_is_populated(self->env.pagemap_fd,
+					  page(&self->r, second + 1)));
+}
+
+/* A checkpoint has to store that these pages are empty now. */
+TEST_F(folio_collapse, discarded_soft_dirty)
+{
+	if (!softdirty_supported())
+		SKIP(return, "no soft-dirty");
+	copy_and_discard(_metadata, self);
+	clear_softdirty();
+	EXPECT_EQ(madvise(self->r.mem, self->r.nr * self->r.size, MADV_COLLAPSE), 0);
+	EXPECT_TRUE(pagemap_is_softdirty(self->env.pagemap_fd, page(&self->r, 1)));
+	check_discarded(_metadata, self);
+	expect_in_place(_metadata, self);
+}
+
+/* A page that was discarded is for userfaultfd to provide. */
+TEST_F(folio_collapse, discarded_userfaultfd)
+{
+	struct uffdio_api api = {
+		.api = UFFD_API,
+		.features = UFFD_FEATURE_SIGBUS,
+	};
+	int fd;
+
+	fd = syscall(__NR_userfaultfd, O_CLOEXEC);
+	if (fd < 0 || ioctl(fd, UFFDIO_API, &api) ||
+	    uffd_register(fd, self->r.mem, self->r.nr * self->r.size, true, false,
+			  false))
+		SKIP(return, "no userfaultfd");
+	copy_and_discard(_metadata, self);
+	EXPECT_NE(madvise(self->r.mem, self->r.size, MADV_COLLAPSE), 0);
+	EXPECT_TRUE(bus_error(page(&self->r, 1), false));
+	close(fd);
+	check_discarded(_metadata, self);
+	expect_contents(_metadata, &self->r);
+}
+
+/* Copies that were swapped out: they are read, and move back. */
+TEST_F(folio_collapse, copied_and_swapped)
+{
+	const size_t len = self->r.nr * self->r.size;
+	const long last = self->pages - COPIED;
+	int fds[2];
+	pid_t pid;
+
+	note_before(self);
+	pid = fork_child(fds);
+	ASSERT_GT(pid, 0);
+	write_some(self);
+	ASSERT_TRUE(end_child(pid, fds));
+	ASSERT_EQ(madvise(page(&self->r, 0), psize(), MADV_PAGEOUT), 0);
+	ASSERT_EQ(madvise(page(&self->r, last), psize(), MADV_PAGEOUT), 0);
+	if (!pagemap_is_swapped(self->env.pagemap_fd, page(&self->r, 0)) ||
+	    !pagemap_is_swapped(self->env.pagemap_fd, page(&self->r, last)))
+		SKIP(return, "no swap");
+	EXPECT_EQ(madvise(self->r.mem, len, MADV_COLLAPSE), 0);
+	check_some(_metadata, self);
+	expect_in_place(_metadata, self);
 }
 
 TEST_F(folio_collapse, read_only)
@@ -595,10 +771,10 @@ TEST_F(folio_collapse, read_only)
 	map_by_ptes(_metadata, self, PROT_READ);
 	EXPECT_EQ(collapse(self), 0);
 	expect_in_place(_metadata, self);
-	EXPECT_FALSE(writable(page(self, 3)));
+	EXPECT_FALSE(writable(page(&self->r, 3)));
 	ASSERT_EQ(mprotect(self->r.mem, self->r.nr * self->r.size,
 			   PROT_READ | PROT_WRITE), 0);
-	EXPECT_TRUE(writable(page(self, 3)));
+	EXPECT_TRUE(writable(page(&self->r, 3)));
 	EXPECT_EQ(nr_moved(self), 0);
 }
 
@@ -610,15 +786,14 @@ TEST_F(folio_collapse, soft_dirty)
 		SKIP(return, "no soft-dirty");
 	map_by_ptes(_metadata, self, PROT_READ | PROT_WRITE);
 	clear_softdirty();
-	*page(self, self->pages - 1) = pattern(&self->r,
-					       page(self, self->pages - 1));
+	write_page(&self->r, self->pages - 1);
 	EXPECT_EQ(collapse(self), 0);
 	expect_in_place(_metadata, self);
 	/* Those of the first folio were not written. */
-	EXPECT_FALSE(pagemap_is_softdirty(fd, page(self, 1)));
-	EXPECT_TRUE(pagemap_is_softdirty(fd, page(self, self->pages - 1)));
-	EXPECT_TRUE(writable(page(self, 1)));
-	EXPECT_TRUE(pagemap_is_softdirty(fd, page(self, 1)));
+	EXPECT_FALSE(pagemap_is_softdirty(fd, page(&self->r, 1)));
+	EXPECT_TRUE(pagemap_is_softdirty(fd, page(&self->r, self->pages - 1)));
+	EXPECT_TRUE(writable(page(&self->r, 1)));
+	EXPECT_TRUE(pagemap_is_softdirty(fd, page(&self->r, 1)));
 }
 
 TEST_F(folio_collapse, userfaultfd)
@@ -640,10 +815,10 @@ TEST_F(folio_collapse, userfaultfd)
 	map_by_ptes(_metadata, self, PROT_READ | PROT_WRITE);
 	ASSERT_EQ(ioctl(fd, UFFDIO_WRITEPROTECT, &wp), 0);
 	EXPECT_NE(madvise(self->r.mem, self->r.size, MADV_COLLAPSE), 0);
-	EXPECT_TRUE(bus_error(page(self, 6), true));
+	EXPECT_TRUE(bus_error(page(&self->r, 6), true));
 	wp.mode = 0;
 	ASSERT_EQ(ioctl(fd, UFFDIO_WRITEPROTECT, &wp), 0);
-	EXPECT_FALSE(bus_error(page(self, 6), true));
+	EXPECT_FALSE(bus_error(page(&self->r, 6), true));
 	close(fd);
 	expect_contents(_metadata, &self->r);
 }

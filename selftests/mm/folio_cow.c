@@ -4,19 +4,21 @@
  * however large the folios are that both of them map, and how they came to do so.
  *
  * Up to eight processes run random actions on memory that consists of large
- * folios: they write to pages, discard, swap out, migrate, split, move, protect
- * or pin them, fork, and exit, while KSM may merge pages. Each write stores a
- * unique number, and each process keeps the last one for each page to detect
- * data of another. The actions soon leave no large folios, so rounds are short,
- * and each starts with new ones. The last process of a round writes to pages of
- * the large folios that it still maps: as it is alone, they must not be copied.
+ * folios: they write to pages, discard, swap out, migrate, split, collapse, move,
+ * protect, populate or pin them, fork, and exit, while KSM may merge pages, and
+ * khugepaged collapse what a PMD can map. Each write stores a unique number, and
+ * each process keeps the last one for each page to detect data of another. The
+ * actions soon leave few large folios, so rounds are short, and each starts with
+ * new ones. The last process of a round writes to pages of the large folios that
+ * it still maps: as it is alone, they must not be copied.
  *
- * It goes on for FOLIO_COW_SECONDS, and with the same FOLIO_COW_SEED each process
- * takes much the same decisions, if not at the same time. Both are environment
- * variables.
+ * It goes on for FOLIO_COW_SECONDS, for folios of all sizes or of FOLIO_COW_KB, and
+ * with the same FOLIO_COW_SEED each process takes much the same decisions, if not at
+ * the same time. These are environment variables.
  */
 
 #include <errno.h>
+#include <linux/mman.h>
 #include <sched.h>
 #include <stdarg.h>
 #include <stdbool.h>
@@ -215,7 +217,7 @@ static void act_migrate(struct cow_process *p, struct cow_range *r)
 			   next_random(p, 2) ? MPOL_MF_MOVE : MPOL_MF_MOVE_ALL);
 }
 
-/* In long rounds, and late, as no folio becomes large again */
+/* In long rounds, and late, as few folios become large again */
 static void act_split(struct cow_process *p, struct cow_range *r)
 {
 	int fd;
@@ -229,6 +231,18 @@ static void act_split(struct cow_process *p, struct cow_range *r)
 	dprintf(fd, "%d,0x%lx,0x%lx,0", getpid(), (unsigned long)r->mem,
 		(unsigned long)r->mem + r->len);
 	close(fd);
+}
+
+/* All of it: what a PMD cannot map stays as it is. */
+static void act_collapse(struct cow_process *p, struct cow_range *r)
+{
+	madvise(p->region.mem, p->region.nr * p->region.size, MADV_COLLAPSE);
+}
+
+static void act_populate(struct cow_process *p, struct cow_range *r)
+{
+	if (madvise(r->mem, r->len, MADV_POPULATE_WRITE) && errno != ENOMEM)
+		give_up(p, "MADV_POPULATE_WRITE: %s", strerror(errno));
 }
 
 static void act_protect(struct cow_process *p, struct cow_range *r)
@@ -315,41 +329,72 @@ static void act_fork(struct cow_process *p, struct cow_range *r)
 	fork_process(p);
 }
 
+/* The first and the last word of page @i of @r, in a copy of it */
+static bool has_expected(struct cow_process *p, struct cow_range *r, int i,
+			 unsigned long *copy)
+{
+	const size_t words = psize() / sizeof(*copy);
+
+	return copy[i * words] == p->expected[r->first + i] &&
+	       copy[(i + 1) * words - 1] == p->expected[r->first + i];
+}
+
 /*
- * A page that is pinned for DMA is the one that is mapped for as long as it is,
- * and no child gets it.
+ * Pages that are pinned for DMA are the ones that are mapped for as long as they
+ * are, and no child gets them.
  */
 static void act_pin(struct cow_process *p, struct cow_range *r)
 {
-	static unsigned long copy[(1 << 16) / sizeof(long)];
-	__u64 buf = (unsigned long)copy;
 	struct pin_longterm_test pin = {
 		.addr = (unsigned long)r->mem,
-		.size = psize(),
-		.flags = PIN_LONGTERM_TEST_FLAG_USE_WRITE |
+		.size = r->len,
+		.flags = next_random(p, 2) * PIN_LONGTERM_TEST_FLAG_USE_WRITE |
 			 next_random(p, 2) * PIN_LONGTERM_TEST_FLAG_USE_FAST,
 	};
-	int fd = open(GUP_TEST, O_RDWR);
+	int i, fd = open(GUP_TEST, O_RDWR);
+	unsigned long *copy;
 	bool child = false;
+	__u64 buf;
 
 	if (fd < 0)
 		return;
+	copy = malloc(r->len);
+	if (!copy)
+		give_up(p, "no memory");
+	buf = (unsigned long)copy;
 	if (!ioctl(fd, PIN_LONGTERM_TEST_START, &pin)) {
 		if (!next_random(p, 3))
 			child = fork_process(p);
 		sched_yield();
-		write_page(p, r->first);
+		for (i = 0; i < r->nr; i++)
+			if (!i || !next_random(p, 4))
+				write_page(p, r->first + i);
 		sched_yield();
+		if (!next_random(p, 4))
+			act_collapse(p, r);
 		if (!child && ioctl(fd, PIN_LONGTERM_TEST_READ, &buf))
 			give_up(p, "reading pinned pages: %s", strerror(errno));
-		if (!child && copy[0] != p->expected[r->first])
-			give_up(p, "%zukB: process %d, page %d is pinned: %lu, not %lu",
-				p->region.size >> 10, getpid(), r->first, copy[0],
-				p->expected[r->first]);
+		for (i = 0; !child && i < r->nr; i++)
+			if (!has_expected(p, r, i, copy))
+				give_up(p, "%zukB: process %d, page %d is not the one pinned",
+					p->region.size >> 10, getpid(), r->first + i);
 		if (!child)
 			ioctl(fd, PIN_LONGTERM_TEST_STOP);
 	}
+	free(copy);
 	close(fd);
+}
+
+/* Have it collapse what it finds, once a PMD can map the folios. */
+static void set_khugepaged(struct cow_process *p, bool run)
+{
+	char path[64];
+
+	if (p->region.size != p->env->pmd_size)
+		return;
+	snprintf(path, sizeof(path), "hugepages-%zukB/enabled",
+		 p->region.size >> 10);
+	thp_write_string(path, run ? "madvise" : "never");
 }
 
 static void __noreturn leave(struct cow_process *p)
@@ -408,9 +453,14 @@ static void __noreturn be_last(struct cow_process *p)
 	close(p->alive[1]);
 	if (read(p->alive[0], &c, 1) || !in_one_vma(&p->region))
 		leave(p);
-	/* Nor does KSM look at them, or are they on their way to the LRU. */
+	/*
+	 * Nor does KSM look at them, or khugepaged, which may have the mmap_lock
+	 * already, or are they on their way to the LRU.
+	 */
 	if (!access(KSM_RUN, W_OK))
 		write_num(KSM_RUN, 0);
+	set_khugepaged(p, false);
+	mprotect(p->spare, psize(), PROT_READ);
 	write_num("/proc/sys/vm/drop_caches", 1);
 
 	for (i = 0; i < p->pages; i++) {
@@ -454,6 +504,8 @@ static const struct {
 	{ act_reclaim, 1 },
 	{ act_migrate, 2 },
 	{ act_split, 2 },
+	{ act_collapse, 1 },
+	{ act_populate, 1 },
 	{ act_protect, 1 },
 	{ act_move, 1 },
 	{ act_splice, 3 },
@@ -518,6 +570,7 @@ static void __noreturn be_first(struct cow_process *p, size_t size, int seconds)
 		give_up(p, "no memory");
 	if (next_random(p, 2))
 		madvise(p->region.mem, len, MADV_MERGEABLE);
+	set_khugepaged(p, next_random(p, 2));
 	for (i = 0; i < p->pages; i++)
 		write_page(p, i);
 	/* Both go on alike. */
@@ -571,6 +624,7 @@ FIXTURE_SETUP(folio_cow)
 		ksft_print_msg("no KSM: pages are not merged\n");
 	if (access(GUP_TEST, W_OK))
 		ksft_print_msg("no gup_test: pages are not pinned\n");
+	thp_write_num("khugepaged/scan_sleep_millisecs", 5);
 	if (!folio_cgroup_enter(&self->cgroup, "folio_cow"))
 		ksft_print_msg("no memory cgroup: no reclaim, nothing is counted\n");
 }
@@ -660,6 +714,7 @@ TEST_F_TIMEOUT(folio_cow, random, 3600)
 {
 	const long seconds = env_number("FOLIO_COW_SECONDS", SECONDS);
 	const long seed = env_number("FOLIO_COW_SEED", time(NULL));
+	const size_t only = env_number("FOLIO_COW_KB", 0) << 10;
 	struct cow_process process = {
 		.env = &self->env,
 		.cgroup = &self->cgroup,
@@ -674,7 +729,8 @@ TEST_F_TIMEOUT(folio_cow, random, 3600)
 	process.state = state;
 
 	for (i = 0; i < self->env.nr_sizes && !state->failed; i++) {
-		const time_t end = time(NULL) + 1 + seconds / self->env.nr_sizes;
+		const time_t end = time(NULL) + 1 +
+				   (only ? seconds : seconds / self->env.nr_sizes);
 		const size_t size = self->env.sizes[i];
 		struct folio_stats before = read_stats(size);
 		struct cow_state sum = {};
@@ -682,6 +738,8 @@ TEST_F_TIMEOUT(folio_cow, random, 3600)
 		long anon = 0;
 		time_t now;
 
+		if (only && size != only)
+			continue;
 		if (self->cgroup.path)
 			anon = folio_cgroup_pages(&self->cgroup, "anon ");
 

@@ -10,7 +10,6 @@
 #include <stdbool.h>
 #include <stdio.h>
 #include <sys/ioctl.h>
-#include <sys/resource.h>
 
 #include "folio_witness.h"
 
@@ -18,8 +17,6 @@
 #define WINDOW		16
 /* Of this many pages one is copied while there is a child */
 #define COPIED		8
-/* Faults on the code, the data and the stack of the test itself, at most */
-#define OTHER_FAULTS	4
 
 FIXTURE(folio_reuse)
 {
@@ -70,24 +67,6 @@ FIXTURE_TEARDOWN(folio_reuse)
 	thp_restore_settings();
 }
 
-static char *page(FIXTURE_DATA(folio_reuse) * self, long nr)
-{
-	return self->r.mem + nr * psize();
-}
-
-static void write_page(FIXTURE_DATA(folio_reuse) * self, long nr)
-{
-	*page(self, nr) = pattern(&self->r, page(self, nr));
-}
-
-static long minor_faults(void)
-{
-	struct rusage usage;
-
-	getrusage(RUSAGE_SELF, &usage);
-	return usage.ru_minflt;
-}
-
 /* Leave this process alone with what it has not copied, mapped by PTEs. */
 static void share_and_copy(struct __test_metadata *_metadata,
 			   FIXTURE_DATA(folio_reuse) * self)
@@ -99,7 +78,7 @@ static void share_and_copy(struct __test_metadata *_metadata,
 	pid = fork_child(fds);
 	ASSERT_GT(pid, 0);
 	for (i = 0; i < self->r.nr * self->pages; i += COPIED)
-		write_page(self, i);
+		write_page(&self->r, i);
 	ASSERT_TRUE(end_child(pid, fds));
 }
 
@@ -121,7 +100,7 @@ TEST_F(folio_reuse, faults)
 	share_and_copy(_metadata, self);
 	faults = minor_faults();
 	for (i = 0; i < self->r.nr * self->pages; i++)
-		write_page(self, i);
+		write_page(&self->r, i);
 	expect_few_faults(_metadata, self, minor_faults() - faults,
 			  self->r.nr * self->pages / WINDOW);
 	expect_contents(_metadata, &self->r);
@@ -142,7 +121,7 @@ static void pin(struct __test_metadata *_metadata,
 		.flags = write ? PIN_LONGTERM_TEST_FLAG_USE_WRITE : 0,
 	};
 	unsigned long *pfns;
-	long i, faults, copied = 0;
+	long i, faults, copied;
 	int fd;
 
 	fd = open(GUP_TEST, O_RDWR);
@@ -153,18 +132,15 @@ static void pin(struct __test_metadata *_metadata,
 	ASSERT_EQ(ioctl(fd, PIN_LONGTERM_TEST_STOP), 0);
 	share_and_copy(_metadata, self);
 	for (i = 5; written && i < nr; i += self->pages)
-		write_page(self, i);
+		write_page(&self->r, i);
 	pfns = calloc(nr, sizeof(*pfns));
 	ASSERT_NE(pfns, NULL);
-	for (i = 0; i < nr; i++)
-		pfns[i] = pagemap_get_pfn(self->env.pagemap_fd, page(self, i));
+	note_pfns(&self->env, &self->r, pfns);
 
 	faults = minor_faults();
 	ASSERT_EQ(ioctl(fd, PIN_LONGTERM_TEST_START, &args), 0);
 	expect_few_faults(_metadata, self, minor_faults() - faults, limit);
-	for (i = 0; i < nr; i++)
-		copied += pagemap_get_pfn(self->env.pagemap_fd,
-					  page(self, i)) != pfns[i];
+	copied = pages_moved(&self->env, &self->r, pfns);
 	EXPECT_EQ(copied, 0) {
 		TH_LOG("%ld of %ld pages were copied", copied, nr);
 	}
@@ -192,30 +168,30 @@ TEST_F(folio_reuse, pin_after_write)
 TEST_F(folio_reuse, read_only_neighbours)
 {
 	share_and_copy(_metadata, self);
-	ASSERT_EQ(mprotect(page(self, 3), psize(), PROT_READ), 0);
-	ASSERT_EQ(mprotect(page(self, 6), psize(), PROT_READ), 0);
-	write_page(self, 5);
-	EXPECT_FALSE(writable(page(self, 3)));
-	EXPECT_TRUE(writable(page(self, 4)));
-	EXPECT_FALSE(writable(page(self, 6)));
+	ASSERT_EQ(mprotect(page(&self->r, 3), psize(), PROT_READ), 0);
+	ASSERT_EQ(mprotect(page(&self->r, 6), psize(), PROT_READ), 0);
+	write_page(&self->r, 5);
+	EXPECT_FALSE(writable(page(&self->r, 3)));
+	EXPECT_TRUE(writable(page(&self->r, 4)));
+	EXPECT_FALSE(writable(page(&self->r, 6)));
 	expect_contents(_metadata, &self->r);
 }
 
 /* A debugger writes to memory that the process itself must not write. */
 TEST_F(folio_reuse, forced_write)
 {
-	char c = pattern(&self->r, page(self, 5));
+	char c = pattern(&self->r, page(&self->r, 5));
 	int fd, i;
 
 	share_and_copy(_metadata, self);
 	ASSERT_EQ(mprotect(self->r.mem, self->r.size, PROT_READ), 0);
 	fd = open("/proc/self/mem", O_RDWR);
 	ASSERT_GE(fd, 0);
-	if (pwrite(fd, &c, 1, (off_t)page(self, 5)) != 1)
+	if (pwrite(fd, &c, 1, (off_t)page(&self->r, 5)) != 1)
 		SKIP(return, "no forced writes");
 	close(fd);
 	for (i = 0; i < WINDOW; i++)
-		EXPECT_FALSE(writable(page(self, i)));
+		EXPECT_FALSE(writable(page(&self->r, i)));
 	expect_contents(_metadata, &self->r);
 }
 
@@ -228,11 +204,11 @@ TEST_F(folio_reuse, soft_dirty)
 	share_and_copy(_metadata, self);
 	clear_softdirty();
 	for (i = 1; i < COPIED; i++) {
-		write_page(self, i);
+		write_page(&self->r, i);
 		EXPECT_TRUE(pagemap_is_softdirty(self->env.pagemap_fd,
-						 page(self, i)));
+						 page(&self->r, i)));
 		EXPECT_FALSE(pagemap_is_softdirty(self->env.pagemap_fd,
-						  page(self, i + 1)));
+						  page(&self->r, i + 1)));
 	}
 }
 
@@ -243,7 +219,7 @@ TEST_F(folio_reuse, userfaultfd)
 		.features = UFFD_FEATURE_SIGBUS | UFFD_FEATURE_PAGEFAULT_FLAG_WP,
 	};
 	struct uffdio_writeprotect wp = {
-		.range = { (unsigned long)page(self, 6), psize() },
+		.range = { (unsigned long)page(&self->r, 6), psize() },
 		.mode = UFFDIO_WRITEPROTECT_MODE_WP,
 	};
 	int fd;
@@ -254,9 +230,9 @@ TEST_F(folio_reuse, userfaultfd)
 		SKIP(return, "no write protection by userfaultfd");
 	share_and_copy(_metadata, self);
 	ASSERT_EQ(ioctl(fd, UFFDIO_WRITEPROTECT, &wp), 0);
-	write_page(self, 5);
-	EXPECT_TRUE(bus_error(page(self, 6), true));
-	EXPECT_FALSE(bus_error(page(self, 7), true));
+	write_page(&self->r, 5);
+	EXPECT_TRUE(bus_error(page(&self->r, 6), true));
+	EXPECT_FALSE(bus_error(page(&self->r, 7), true));
 	close(fd);
 	expect_contents(_metadata, &self->r);
 }
@@ -272,10 +248,11 @@ TEST_F(folio_reuse, lazily_freed)
 	ASSERT_GT(pid, 0);
 	ASSERT_TRUE(end_child(pid, fds));
 	/* Map them by PTEs */
-	ASSERT_EQ(mprotect(page(self, 1), psize(), PROT_READ), 0);
-	ASSERT_EQ(mprotect(page(self, 1), psize(), PROT_READ | PROT_WRITE), 0);
+	ASSERT_EQ(mprotect(page(&self->r, 1), psize(), PROT_READ), 0);
+	ASSERT_EQ(mprotect(page(&self->r, 1), psize(),
+			   PROT_READ | PROT_WRITE), 0);
 	ASSERT_EQ(madvise(self->r.mem, self->r.nr * self->r.size, MADV_FREE), 0);
-	write_page(self, 5);
+	write_page(&self->r, 5);
 	kb = smaps_sum(getpid(), &self->r, "Private_Dirty");
 	EXPECT_EQ(kb, psize() / 1024) {
 		TH_LOG("%ld kB are dirty, expected %u kB", kb, psize() / 1024);
@@ -293,9 +270,9 @@ TEST_F(folio_reuse, other_child)
 	ASSERT_GT(pid, 0);
 	share_and_copy(_metadata, self);
 	for (i = 1; i < self->r.nr * self->pages; i += COPIED)
-		*page(self, i) = 0;
+		*page(&self->r, i) = 0;
 	for (i = 0; i < self->r.nr * self->pages; i++)
-		*page(self, i) = 0;
+		*page(&self->r, i) = 0;
 	EXPECT_TRUE(end_child(pid, fds));
 }
 
@@ -303,9 +280,10 @@ TEST_F(folio_reuse, other_child)
 TEST_F(folio_reuse, shared_neighbours)
 {
 	struct pin_longterm_test args = {
-		.addr = (unsigned long)page(self, 5),
+		.addr = (unsigned long)page(&self->r, 5),
 		.size = psize(),
 	};
+	const size_t len = self->r.nr * self->r.size - 6 * psize();
 	int fds[2], fd;
 	pid_t pid;
 	long i;
@@ -315,19 +293,51 @@ TEST_F(folio_reuse, shared_neighbours)
 		SKIP(return, "no gup_test");
 	share_and_copy(_metadata, self);
 	/* In another VMA: the pin makes none of them exclusive */
-	ASSERT_EQ(mprotect(page(self, 6), self->r.nr * self->r.size - 6 * psize(),
-			   PROT_READ), 0);
+	ASSERT_EQ(mprotect(page(&self->r, 6), len, PROT_READ), 0);
 	ASSERT_EQ(ioctl(fd, PIN_LONGTERM_TEST_START, &args), 0);
-	ASSERT_EQ(mprotect(page(self, 6), self->r.nr * self->r.size - 6 * psize(),
-			   PROT_READ | PROT_WRITE), 0);
+	ASSERT_EQ(mprotect(page(&self->r, 6), len, PROT_READ | PROT_WRITE), 0);
 	/* A child gets a copy of the page, and shares those from page 6 */
 	pid = fork_witness(&self->r, fds);
 	ASSERT_GT(pid, 0);
 	for (i = 5; i < self->r.nr * self->pages; i++)
-		*page(self, i) = 0;
+		*page(&self->r, i) = 0;
 	EXPECT_TRUE(end_child(pid, fds));
 	ASSERT_EQ(ioctl(fd, PIN_LONGTERM_TEST_STOP), 0);
 	close(fd);
+}
+
+/* Returns -1 if that is not counted. */
+static long cow_stat(FIXTURE_DATA(folio_reuse) * self, const char *name)
+{
+	char path[128];
+
+	snprintf(path, sizeof(path),
+		 "/sys/kernel/mm/transparent_hugepage/hugepages-%zukB/stats/%s",
+		 self->r.size >> 10, name);
+	return access(path, R_OK) ? -1 : read_stat(self->r.size, name);
+}
+
+/* Counters of the folio size say what the child has cost. */
+TEST_F(folio_reuse, counted)
+{
+	const long nr = self->r.nr * self->pages;
+	const long copies = cow_stat(self, "cow_copy");
+	const long splits = cow_stat(self, "cow_split");
+	const long reuses = cow_stat(self, "cow_reuse");
+	long i, faults, reused;
+
+	share_and_copy(_metadata, self);
+	EXPECT_EQ(cow_stat(self, "cow_copy"), copies + nr / COPIED);
+	EXPECT_EQ(cow_stat(self, "cow_split"),
+		  splits + (variant->pages ? 0 : self->r.nr));
+	faults = minor_faults();
+	for (i = 0; i < nr; i++)
+		write_page(&self->r, i);
+	faults = minor_faults() - faults;
+	reused = cow_stat(self, "cow_reuse") - reuses;
+	EXPECT_LE(reused, faults);
+	EXPECT_GE(reused, faults - OTHER_FAULTS);
+	EXPECT_EQ(cow_stat(self, "cow_copy"), copies + nr / COPIED);
 }
 
 /* What has become exclusive around a fault is shared again by fork(). */
@@ -339,11 +349,11 @@ TEST_F(folio_reuse, next_child)
 
 	share_and_copy(_metadata, self);
 	for (i = 1; i < self->r.nr * self->pages; i += WINDOW)
-		write_page(self, i);
+		write_page(&self->r, i);
 	pid = fork_witness(&self->r, fds);
 	ASSERT_GT(pid, 0);
 	for (i = 0; i < self->r.nr * self->pages; i++)
-		*page(self, i) = 0;
+		*page(&self->r, i) = 0;
 	EXPECT_TRUE(end_child(pid, fds));
 }
 

@@ -10,13 +10,10 @@
 #include <stdbool.h>
 #include <stdio.h>
 #include <sys/ioctl.h>
-#include <sys/resource.h>
 
 #include "folio_witness.h"
 
 #define NR_FOLIOS	3
-/* Faults on the code, the data and the stack of the test itself, at most */
-#define OTHER_FAULTS	4
 
 FIXTURE(folio_unshare)
 {
@@ -78,14 +75,6 @@ static void unpin_pages(FIXTURE_DATA(folio_unshare) * self)
 		ioctl(self->gup_fd, PIN_LONGTERM_TEST_STOP);
 }
 
-static void set_thp(FIXTURE_DATA(folio_unshare) * self, const char *enabled)
-{
-	char path[64];
-
-	snprintf(path, sizeof(path), "hugepages-%zukB/enabled", self->r.size >> 10);
-	thp_write_string(path, enabled);
-}
-
 FIXTURE_SETUP(folio_unshare)
 {
 	const char *why;
@@ -111,9 +100,7 @@ FIXTURE_SETUP(folio_unshare)
 	ASSERT_NE(self->pfns, NULL);
 
 	/* khugepaged scans once, which is too early to be of help */
-	thp_write_num("khugepaged/scan_sleep_millisecs", 3600 * 1000);
-	set_thp(self, "madvise");
-	usleep(300000);
+	khugepaged_asleep(self->r.size);
 	/* Away from where memory that is pinned must not be */
 	ASSERT_EQ(unshare_pages(self, variant, self->r.mem,
 				self->r.nr * self->r.size), 0);
@@ -130,58 +117,19 @@ FIXTURE_TEARDOWN(folio_unshare)
 	thp_restore_settings();
 }
 
-static char *page(FIXTURE_DATA(folio_unshare) * self, long nr)
-{
-	return self->r.mem + nr * psize();
-}
-
 static long nr_copied(FIXTURE_DATA(folio_unshare) * self)
 {
-	long i, copied = 0;
-
-	for (i = 0; i < self->pages; i++)
-		copied += pagemap_get_pfn(self->env.pagemap_fd,
-					  page(self, i)) != self->pfns[i];
-	return copied;
+	return pages_moved(&self->env, &self->r, self->pfns);
 }
 
 /* The child compares what it has when it ends. */
 static void share(struct __test_metadata *_metadata,
 		  FIXTURE_DATA(folio_unshare) * self)
 {
-	long i;
-
 	self->child = fork_witness(&self->r, self->fds);
 	ASSERT_GT(self->child, 0);
 	ASSERT_EQ(huge_pages(&self->env, &self->r), NR_FOLIOS);
-	for (i = 0; i < self->pages; i++)
-		self->pfns[i] = pagemap_get_pfn(self->env.pagemap_fd,
-						page(self, i));
-}
-
-static long minor_faults(void)
-{
-	struct rusage usage;
-
-	getrusage(RUSAGE_SELF, &usage);
-	return usage.ru_minflt;
-}
-
-/* What a device would read is what the process has. */
-static void expect_pinned(struct __test_metadata *_metadata,
-			  FIXTURE_DATA(folio_unshare) * self)
-{
-	const size_t len = self->r.nr * self->r.size;
-	__u64 dest;
-	char *copy;
-
-	copy = mmap(NULL, len, PROT_READ | PROT_WRITE,
-		    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	ASSERT_NE(copy, MAP_FAILED);
-	dest = (uintptr_t)copy;
-	ASSERT_EQ(ioctl(self->gup_fd, PIN_LONGTERM_TEST_READ, &dest), 0);
-	EXPECT_EQ(memcmp(copy, self->r.mem, len), 0);
-	munmap(copy, len);
+	note_pfns(&self->env, &self->r, self->pfns);
 }
 
 TEST_F(folio_unshare, whole)
@@ -206,7 +154,7 @@ TEST_F(folio_unshare, whole)
 	}
 	EXPECT_EQ(nr_copied(self), self->pages);
 	if (!variant->populate)
-		expect_pinned(_metadata, self);
+		expect_pinned(_metadata, self->gup_fd, self->r.mem, len);
 	EXPECT_TRUE(end_child(self->child, self->fds));
 }
 
@@ -216,7 +164,8 @@ TEST_F(folio_unshare, unaligned)
 	const size_t len = self->r.nr * self->r.size;
 
 	share(_metadata, self);
-	EXPECT_EQ(unshare_pages(self, variant, page(self, 1), len - 2 * psize()), 0);
+	EXPECT_EQ(unshare_pages(self, variant, page(&self->r, 1),
+				len - 2 * psize()), 0);
 	EXPECT_EQ(huge_pages(&self->env, &self->r), NR_FOLIOS - 2);
 	EXPECT_EQ(nr_copied(self), self->pages - 2);
 	expect_contents(_metadata, &self->r);
@@ -243,18 +192,18 @@ TEST_F(folio_unshare, switched_off)
 	const size_t len = self->r.nr * self->r.size;
 
 	share(_metadata, self);
-	set_thp(self, "never");
+	set_thp(self->r.size, "never");
 	EXPECT_EQ(unshare_pages(self, variant, self->r.mem, len), 0);
 	EXPECT_EQ(huge_pages(&self->env, &self->r), 0);
 	EXPECT_EQ(nr_copied(self), self->pages);
 	expect_contents(_metadata, &self->r);
 	memset(self->r.mem, 7, len);
 	if (!variant->populate)
-		expect_pinned(_metadata, self);
+		expect_pinned(_metadata, self->gup_fd, self->r.mem, len);
 	EXPECT_TRUE(end_child(self->child, self->fds));
 }
 
-/* A pin for reading makes nothing dirty, and nothing writable. */
+/* A pin for reading makes nothing soft-dirty, and nothing writable. */
 TEST_F(folio_unshare, soft_dirty)
 {
 	const bool reading = !variant->populate && !variant->flags;
@@ -267,9 +216,9 @@ TEST_F(folio_unshare, soft_dirty)
 	clear_softdirty();
 	EXPECT_EQ(unshare_pages(self, variant, self->r.mem, len), 0);
 	EXPECT_EQ(huge_pages(&self->env, &self->r), NR_FOLIOS);
-	EXPECT_EQ(pagemap_is_softdirty(fd, page(self, 1)), !reading);
-	*page(self, 1) = pattern(&self->r, page(self, 1));
-	EXPECT_TRUE(pagemap_is_softdirty(fd, page(self, 1)));
+	EXPECT_EQ(pagemap_is_softdirty(fd, page(&self->r, 1)), !reading);
+	write_page(&self->r, 1);
+	EXPECT_TRUE(pagemap_is_softdirty(fd, page(&self->r, 1)));
 	EXPECT_EQ(nr_copied(self), self->pages);
 	EXPECT_TRUE(end_child(self->child, self->fds));
 }
@@ -284,7 +233,7 @@ TEST_F(folio_unshare, read_only)
 	EXPECT_EQ(unshare_pages(self, variant, self->r.mem, len) == 0, reading);
 	EXPECT_EQ(nr_copied(self), reading ? self->pages : 0);
 	EXPECT_EQ(huge_pages(&self->env, &self->r), NR_FOLIOS);
-	EXPECT_FALSE(writable(page(self, 3)));
+	EXPECT_FALSE(writable(page(&self->r, 3)));
 	expect_contents(_metadata, &self->r);
 	EXPECT_TRUE(end_child(self->child, self->fds));
 }
@@ -302,7 +251,7 @@ TEST_F(folio_unshare, fork_again)
 	ASSERT_GT(pid, 0);
 	memset(self->r.mem, 7, len);
 	if (!variant->populate)
-		expect_pinned(_metadata, self);
+		expect_pinned(_metadata, self->gup_fd, self->r.mem, len);
 	EXPECT_TRUE(end_child(pid, fds));
 	EXPECT_TRUE(end_child(self->child, self->fds));
 }
@@ -337,7 +286,7 @@ TEST_F_TIMEOUT(folio_unshare, dropped_meanwhile, 120)
 		ASSERT_EQ(pthread_join(thread, &err), 0);
 		EXPECT_EQ(err, NULL);
 		for (j = 0; j < self->pages; j++)
-			old += *page(self, j) != 0;
+			old += *page(&self->r, j) != 0;
 		unpin_pages(self);
 		EXPECT_TRUE(end_child(self->child, self->fds));
 	}
