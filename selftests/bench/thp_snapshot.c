@@ -14,6 +14,7 @@
  */
 #define _GNU_SOURCE
 #include <err.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
 #include <stdint.h>
@@ -90,8 +91,10 @@ static void enter_cgroup(void)
 	if (access("/sys/fs/cgroup/cgroup.subtree_control", W_OK))
 		return;
 	put("/sys/fs/cgroup/cgroup.subtree_control", "+memory");
-	if (!mkdir(CGROUP, 0755))
-		put(CGROUP "cgroup.procs", "0");
+	/* It may be there from a run before. */
+	if (mkdir(CGROUP, 0755) && errno != EEXIST)
+		err(1, CGROUP);
+	put(CGROUP "cgroup.procs", "0");
 }
 
 static void read_pfns(uint64_t *to)
