@@ -5,7 +5,7 @@ stats data using 1:3 nooutput
 set terminal svg size 760,380 dynamic background "white"
 set output file
 set logscale x
-set xrange [1:*]
+set xrange [1:200]
 set yrange [0:*]
 set xlabel "seconds after the exit of the child that wrote the snapshot"
 set ylabel "huge pages of 2 MiB"

@@ -502,8 +502,11 @@ static uint64_t spent(clockid_t clock)
  */
 static void khugepaged(unsigned int kb, int repeats)
 {
+	const unsigned long sleep = get(KHUGEPAGED("scan_sleep_millisecs"));
+	const unsigned long pages = get(KHUGEPAGED("pages_to_scan"));
 	clockid_t clock = khugepaged_clock();
 	unsigned long scans;
+	char text[32];
 	uint64_t before;
 	char *p;
 
@@ -533,6 +536,10 @@ static void khugepaged(unsigned int kb, int repeats)
 	}
 	thp_size(4);
 	munmap(p, 64 * MB);
+	snprintf(text, sizeof(text), "%lu", sleep);
+	put(KHUGEPAGED("scan_sleep_millisecs"), text);
+	snprintf(text, sizeof(text), "%lu", pages);
+	put(KHUGEPAGED("pages_to_scan"), text);
 }
 
 /* what /proc says of 64 MiB at @p: all of pagemap, or the sums of smaps */
