@@ -7,11 +7,12 @@
  */
 
 #include <linux/mman.h>
-#include <linux/userfaultfd.h>
 #include <stdbool.h>
 #include <stdio.h>
+#include <sys/auxv.h>
 #include <sys/ioctl.h>
 
+#include "folio_cgroup.h"
 #include "folio_witness.h"
 
 #define THP_SIZE	"/sys/kernel/mm/transparent_hugepage/hugepages-%zukB/"
@@ -287,20 +288,44 @@ static void write_some(FIXTURE_DATA(folio_collapse) * self)
 		memset(page(&self->r, i), 0, psize());
 }
 
-/* Those that were copied have other contents. Then, all have as before. */
-static void check_some(struct __test_metadata *_metadata,
-		       FIXTURE_DATA(folio_collapse) * self)
+/*
+ * From @first on, one of COPIED pages is empty; bytes of it that are not are @what.
+ * Then, all pages have as before.
+ */
+static void check_empty(struct __test_metadata *_metadata,
+			FIXTURE_DATA(folio_collapse) * self, long first,
+			const char *what)
 {
 	long i, j, wrong = 0;
 
-	for (i = 0; i < self->pages; i += COPIED) {
+	for (i = first; i < self->pages; i += COPIED) {
 		for (j = 0; j < psize(); j++)
 			wrong += page(&self->r, i)[j] != 0;
 		write_page(&self->r, i);
 	}
 	EXPECT_EQ(wrong, 0) {
-		TH_LOG("%ld bytes of the copies are lost", wrong);
+		TH_LOG("%ld bytes %s", wrong, what);
 	}
+}
+
+static void check_some(struct __test_metadata *_metadata,
+		       FIXTURE_DATA(folio_collapse) * self)
+{
+	check_empty(_metadata, self, 0, "of the copies are lost");
+}
+
+/* Pages are copied while there is a child. */
+static void snapshot(struct __test_metadata *_metadata,
+		     FIXTURE_DATA(folio_collapse) * self)
+{
+	int fds[2];
+	pid_t pid;
+
+	note_before(self);
+	pid = fork_child(fds);
+	ASSERT_GT(pid, 0);
+	write_some(self);
+	ASSERT_TRUE(end_child(pid, fds));
 }
 
 /* Fill the folios again that copies on write have left with holes. */
@@ -308,16 +333,10 @@ static void refill(struct __test_metadata *_metadata,
 		   FIXTURE_DATA(folio_collapse) * self)
 {
 	unsigned long *pfns;
-	int fds[2];
-	pid_t pid;
 	long i;
 
-	note_before(self);
+	snapshot(_metadata, self);
 	pfns = self->pfns;
-	pid = fork_child(fds);
-	ASSERT_GT(pid, 0);
-	write_some(self);
-	ASSERT_TRUE(end_child(pid, fds));
 	ASSERT_EQ(nr_moved(self), self->pages / COPIED);
 
 	self->pfns = calloc(self->pages, sizeof(*self->pfns));
@@ -348,14 +367,9 @@ TEST_F(folio_collapse, copied)
 /* khugepaged does the same, however long ago the pages were accessed. */
 TEST_F_TIMEOUT(folio_collapse, copied_khugepaged, 60)
 {
-	int fds[2], tries;
-	pid_t pid;
+	int tries;
 
-	note_before(self);
-	pid = fork_child(fds);
-	ASSERT_GT(pid, 0);
-	write_some(self);
-	ASSERT_TRUE(end_child(pid, fds));
+	snapshot(_metadata, self);
 	/* Forget that pages were accessed; MADV_COLD would split the folios */
 	write_file("/proc/self/clear_refs", "1", 2);
 	thp_write_num("khugepaged/scan_sleep_millisecs", 10);
@@ -383,15 +397,9 @@ static bool wait_for_pmds(FIXTURE_DATA(folio_collapse) * self, int nr)
 /* One write shows that the child is gone: that is enough for all folios. */
 TEST_F_TIMEOUT(folio_collapse, expedited, 60)
 {
-	int fds[2];
-	pid_t pid;
 
 	khugepaged_asleep(self->r.size);
-	note_before(self);
-	pid = fork_child(fds);
-	ASSERT_GT(pid, 0);
-	write_some(self);
-	ASSERT_TRUE(end_child(pid, fds));
+	snapshot(_metadata, self);
 	sleep(1);
 	/* khugepaged is asleep, or it would be what maps them by a PMD. */
 	ASSERT_EQ(huge_pages(&self->env, &self->r), 0);
@@ -407,23 +415,19 @@ TEST_F_TIMEOUT(folio_collapse, expedited, 60)
 TEST_F_TIMEOUT(folio_collapse, expedited_and_shared, 60)
 {
 	struct region first = self->r;
-	int fds[2], witness_fds[2];
-	pid_t pid, witness;
+	int witness_fds[2];
+	pid_t witness;
 	char *second;
 
 	first.nr = 1;
 	second = first.mem + first.size;
 	khugepaged_asleep(self->r.size);
-	note_before(self);
 	ASSERT_EQ(madvise(second, first.size, MADV_DONTFORK), 0);
 	witness = fork_witness(&first, witness_fds);
 	ASSERT_GT(witness, 0);
 	ASSERT_EQ(madvise(second, first.size, MADV_DOFORK), 0);
 	/* It does not have the end of this one's pipe */
-	pid = fork_child(fds);
-	ASSERT_GT(pid, 0);
-	write_some(self);
-	ASSERT_TRUE(end_child(pid, fds));
+	snapshot(_metadata, self);
 
 	EXPECT_TRUE(writable(second + psize()));
 	EXPECT_TRUE(wait_for_pmds(self, 1));
@@ -505,16 +509,12 @@ TEST_F(folio_collapse, copied_and_pinned)
 		.size = psize(),
 		.flags = PIN_LONGTERM_TEST_FLAG_USE_WRITE,
 	};
-	int fds[2], fd, i;
-	pid_t pid;
+	int fd, i;
 
 	fd = open(GUP_TEST, O_RDWR);
 	if (fd < 0)
 		SKIP(return, "no gup_test");
-	pid = fork_child(fds);
-	ASSERT_GT(pid, 0);
-	write_some(self);
-	ASSERT_TRUE(end_child(pid, fds));
+	snapshot(_metadata, self);
 	for (i = 0; i <= 1; i++) {
 		pin.addr = (uintptr_t)page(&self->r, i);
 		ASSERT_EQ(ioctl(fd, PIN_LONGTERM_TEST_START, &pin), 0);
@@ -551,15 +551,10 @@ TEST_F(folio_collapse, copied_and_mlocked)
 	const size_t len = self->r.nr * self->r.size;
 	const long before = read_vmstat("nr_mlock");
 	long locked;
-	int fds[2];
-	pid_t pid;
 
 	if (mlock(self->r.mem, len))
 		SKIP(return, "cannot lock that much memory");
-	pid = fork_child(fds);
-	ASSERT_GT(pid, 0);
-	write_some(self);
-	ASSERT_TRUE(end_child(pid, fds));
+	snapshot(_metadata, self);
 	EXPECT_EQ(collapse(self), 0);
 	check_some(_metadata, self);
 	/* What is queued on CPUs is counted, too */
@@ -571,6 +566,93 @@ TEST_F(folio_collapse, copied_and_mlocked)
 	munlock(self->r.mem, len);
 	write_num("/proc/sys/vm/compact_memory", 1);
 	EXPECT_EQ(read_vmstat("nr_mlock"), before);
+}
+
+/* A folio of another memory cgroup stays the property of that. */
+TEST_F(folio_collapse, copied_in_other_cgroup)
+{
+	const size_t len = self->r.nr * self->r.size;
+	struct folio_cgroup first, second;
+
+	if (!folio_cgroup_enter(&first, "folio_collapse_first"))
+		SKIP(return, "no memory cgroups");
+	region_free(&self->r);
+	if (!region_alloc(&self->env, &self->r, self->env.pmd_size, NR_FOLIOS)) {
+		self->r.map = MAP_FAILED;
+		folio_cgroup_leave(&first);
+		SKIP(return, "no huge pages");
+	}
+	ASSERT_TRUE(folio_cgroup_enter(&second, "folio_collapse_second"));
+	snapshot(_metadata, self);
+	EXPECT_EQ(madvise(self->r.mem, len, MADV_COLLAPSE), 0);
+	EXPECT_TRUE(mapped_by_pmds(self));
+	EXPECT_EQ(read_stat(self->r.size, "collapse_alloc"),
+		  self->allocated + self->r.nr);
+	EXPECT_EQ(nr_moved(self), self->pages);
+	check_some(_metadata, self);
+	expect_contents(_metadata, &self->r);
+	EXPECT_TRUE(folio_cgroup_counts(&first, "anon", 0, 0, 64, self->r.size,
+					"after the collapse"));
+	folio_cgroup_leave(&second);
+	folio_cgroup_leave(&first);
+}
+
+#ifdef __aarch64__
+/* Give the first bytes of each page a memory tag. False if there are none. */
+static bool set_tags(FIXTURE_DATA(folio_collapse) * self)
+{
+	uintptr_t addr;
+	long i;
+
+	if (!(getauxval(AT_HWCAP2) & HWCAP2_MTE) ||
+	    mprotect(self->r.mem, self->r.nr * self->r.size,
+		     PROT_READ | PROT_WRITE | PROT_MTE))
+		return false;
+	for (i = 0; i < self->pages; i++) {
+		addr = (uintptr_t)page(&self->r, i) | (1 + i % 15) << 56;
+		asm volatile(".arch_extension memtag\n\tstg %0, [%0]"
+			     : : "r" (addr) : "memory");
+	}
+	return true;
+}
+
+static int tag_of(char *addr)
+{
+	uintptr_t tagged = (uintptr_t)addr;
+
+	asm volatile(".arch_extension memtag\n\tldg %0, [%0]"
+		     : "+r" (tagged) : : "memory");
+	return tagged >> 56 & 15;
+}
+#else
+static bool set_tags(FIXTURE_DATA(folio_collapse) * self)
+{
+	return false;
+}
+
+static int tag_of(char *addr)
+{
+	return 0;
+}
+#endif
+
+/* Tags are copied with the pages. */
+TEST_F(folio_collapse, copied_tagged)
+{
+	long i, wrong = 0;
+
+	if (!set_tags(self))
+		SKIP(return, "no memory tags");
+	snapshot(_metadata, self);
+	EXPECT_EQ(madvise(self->r.mem, self->r.nr * self->r.size, MADV_COLLAPSE),
+		  0);
+	for (i = 0; i < self->pages; i++)
+		wrong += tag_of(page(&self->r, i)) != 1 + i % 15;
+	EXPECT_EQ(wrong, 0) {
+		TH_LOG("%ld pages have another tag", wrong);
+	}
+	check_some(_metadata, self);
+	expect_in_place(_metadata, self);
 }
 
 /*
@@ -608,33 +690,17 @@ TEST_F(folio_collapse, copied_and_moved_away)
 static void copy_and_discard(struct __test_metadata *_metadata,
 			     FIXTURE_DATA(folio_collapse) * self)
 {
-	int fds[2];
-	pid_t pid;
 	long i;
 
-	note_before(self);
-	pid = fork_child(fds);
-	ASSERT_GT(pid, 0);
-	write_some(self);
-	ASSERT_TRUE(end_child(pid, fds));
+	snapshot(_metadata, self);
 	for (i = 1; i < self->pages; i += COPIED)
 		ASSERT_EQ(madvise(page(&self->r, i), psize(), MADV_DONTNEED), 0);
 }
 
-/* What was discarded is empty. Then, all have as before. */
 static void check_discarded(struct __test_metadata *_metadata,
 			    FIXTURE_DATA(folio_collapse) * self)
 {
-	long i, j, wrong = 0;
-
-	for (i = 1; i < self->pages; i += COPIED) {
-		for (j = 0; j < psize(); j++)
-			wrong += page(&self->r, i)[j] != 0;
-		write_page(&self->r, i);
-	}
-	EXPECT_EQ(wrong, 0) {
-		TH_LOG("%ld bytes that were discarded are back", wrong);
-	}
+	check_empty(_metadata, self, 1, "that were discarded are back");
 	check_some(_metadata, self);
 }
 
@@ -688,15 +754,10 @@ TEST_F_TIMEOUT(folio_collapse, discarded_and_cold, 120)
 TEST_F_TIMEOUT(folio_collapse, expedited_and_discarded, 60)
 {
 	const long second = self->pages / self->r.nr;
-	int fds[2];
-	pid_t pid;
 	long i;
 
 	khugepaged_asleep(self->r.size);
-	pid = fork_child(fds);
-	ASSERT_GT(pid, 0);
-	write_some(self);
-	ASSERT_TRUE(end_child(pid, fds));
+	snapshot(_metadata, self);
 	for (i = second + 1; i < self->pages; i += COPIED)
 		ASSERT_EQ(madvise(page(&self->r, i), psize(), MADV_DONTNEED), 0);
 
@@ -724,16 +785,10 @@ TEST_F(folio_collapse, discarded_soft_dirty)
 /* A page that was discarded is for userfaultfd to provide. */
 TEST_F(folio_collapse, discarded_userfaultfd)
 {
-	struct uffdio_api api = {
-		.api = UFFD_API,
-		.features = UFFD_FEATURE_SIGBUS,
-	};
 	int fd;
 
-	fd = syscall(__NR_userfaultfd, O_CLOEXEC);
-	if (fd < 0 || ioctl(fd, UFFDIO_API, &api) ||
-	    uffd_register(fd, self->r.mem, self->r.nr * self->r.size, true, false,
-			  false))
+	fd = uffd_sigbus(self->r.mem, self->r.nr * self->r.size, true);
+	if (fd < 0)
 		SKIP(return, "no userfaultfd");
 	copy_and_discard(_metadata, self);
 	EXPECT_NE(madvise(self->r.mem, self->r.size, MADV_COLLAPSE), 0);
@@ -743,19 +798,33 @@ TEST_F(folio_collapse, discarded_userfaultfd)
 	expect_contents(_metadata, &self->r);
 }
 
+/* A page that was discarded has lost its memory tags, too. */
+TEST_F(folio_collapse, discarded_tagged)
+{
+	long i, wrong = 0;
+
+	if (!set_tags(self))
+		SKIP(return, "no memory tags");
+	copy_and_discard(_metadata, self);
+	EXPECT_EQ(madvise(self->r.mem, self->r.nr * self->r.size, MADV_COLLAPSE),
+		  0);
+	EXPECT_TRUE(mapped_by_pmds(self));
+	for (i = 1; i < self->pages; i += COPIED)
+		wrong += tag_of(page(&self->r, i)) != 0;
+	EXPECT_EQ(wrong, 0) {
+		TH_LOG("%ld pages have their old tags", wrong);
+	}
+	check_discarded(_metadata, self);
+	expect_contents(_metadata, &self->r);
+}
+
 /* Copies that were swapped out: they are read, and move back. */
 TEST_F(folio_collapse, copied_and_swapped)
 {
 	const size_t len = self->r.nr * self->r.size;
 	const long last = self->pages - COPIED;
-	int fds[2];
-	pid_t pid;
 
-	note_before(self);
-	pid = fork_child(fds);
-	ASSERT_GT(pid, 0);
-	write_some(self);
-	ASSERT_TRUE(end_child(pid, fds));
+	snapshot(_metadata, self);
 	ASSERT_EQ(madvise(page(&self->r, 0), psize(), MADV_PAGEOUT), 0);
 	ASSERT_EQ(madvise(page(&self->r, last), psize(), MADV_PAGEOUT), 0);
 	if (!pagemap_is_swapped(self->env.pagemap_fd, page(&self->r, 0)) ||
@@ -798,19 +867,14 @@ TEST_F(folio_collapse, soft_dirty)
 
 TEST_F(folio_collapse, userfaultfd)
 {
-	struct uffdio_api api = {
-		.api = UFFD_API,
-		.features = UFFD_FEATURE_SIGBUS | UFFD_FEATURE_PAGEFAULT_FLAG_WP,
-	};
 	struct uffdio_writeprotect wp = {
 		.range = { (unsigned long)self->r.mem, self->r.size },
 		.mode = UFFDIO_WRITEPROTECT_MODE_WP,
 	};
 	int fd;
 
-	fd = syscall(__NR_userfaultfd, O_CLOEXEC);
-	if (fd < 0 || ioctl(fd, UFFDIO_API, &api) ||
-	    uffd_register(fd, self->r.mem, self->r.size, false, true, false))
+	fd = uffd_sigbus(self->r.mem, self->r.size, false);
+	if (fd < 0)
 		SKIP(return, "no write protection by userfaultfd");
 	map_by_ptes(_metadata, self, PROT_READ | PROT_WRITE);
 	ASSERT_EQ(ioctl(fd, UFFDIO_WRITEPROTECT, &wp), 0);

@@ -6,7 +6,6 @@
  */
 
 #include <linux/mman.h>
-#include <linux/userfaultfd.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <sys/ioctl.h>
@@ -260,10 +259,6 @@ TEST_F_TIMEOUT(folio_khugepaged, one_pinned, 120)
 
 TEST_F_TIMEOUT(folio_khugepaged, one_write_protected, 120)
 {
-	struct uffdio_api api = {
-		.api = UFFD_API,
-		.features = UFFD_FEATURE_SIGBUS | UFFD_FEATURE_PAGEFAULT_FLAG_WP,
-	};
 	struct uffdio_writeprotect wp = {
 		.range = {
 			(uintptr_t)page(&self->r, self->pages - 1), psize()
@@ -272,9 +267,8 @@ TEST_F_TIMEOUT(folio_khugepaged, one_write_protected, 120)
 	};
 	int fd;
 
-	fd = syscall(__NR_userfaultfd, O_CLOEXEC);
-	if (fd < 0 || ioctl(fd, UFFDIO_API, &api) ||
-	    uffd_register(fd, self->r.mem, self->env.pmd_size, false, true, false))
+	fd = uffd_sigbus(self->r.mem, self->env.pmd_size, false);
+	if (fd < 0)
 		SKIP(return, "no write protection by userfaultfd");
 	populate(self, false);
 	ASSERT_EQ(ioctl(fd, UFFDIO_WRITEPROTECT, &wp), 0);
@@ -354,18 +348,13 @@ TEST_F_TIMEOUT(folio_khugepaged, one_guarded, 120)
 /* Pages that are missing are for userfaultfd to provide. */
 TEST_F_TIMEOUT(folio_khugepaged, one_missing, 120)
 {
-	struct uffdio_api api = {
-		.api = UFFD_API,
-		.features = UFFD_FEATURE_SIGBUS,
-	};
 	char *missing = page(&self->r, 1);
 	long before = allocated(self);
 	int fd;
 
 	populate(self, false);
-	fd = syscall(__NR_userfaultfd, O_CLOEXEC);
-	if (fd < 0 || ioctl(fd, UFFDIO_API, &api) ||
-	    uffd_register(fd, self->r.mem, self->env.pmd_size, true, false, false))
+	fd = uffd_sigbus(self->r.mem, self->env.pmd_size, true);
+	if (fd < 0)
 		SKIP(return, "no userfaultfd");
 	ASSERT_EQ(madvise(missing, psize(), MADV_DONTNEED), 0);
 	ASSERT_TRUE(scan(self));

@@ -473,8 +473,9 @@ static inline long smaps_sum(pid_t pid, struct region *r, const char *field)
 {
 	const unsigned long first = (unsigned long)r->mem;
 	const unsigned long end = first + r->nr * r->size;
-	unsigned long vm_start = 0, vm_end = 0;
+	unsigned long vm_start, vm_end;
 	char line[256], name[64];
+	bool inside = false;
 	long kb, sum = 0;
 	FILE *file;
 
@@ -483,10 +484,11 @@ static inline long smaps_sum(pid_t pid, struct region *r, const char *field)
 	if (!file)
 		return -1;
 	while (fgets(line, sizeof(line), file)) {
-		if (sscanf(line, "%lx-%lx ", &vm_start, &vm_end) == 2)
+		if (sscanf(line, "%lx-%lx ", &vm_start, &vm_end) == 2) {
+			inside = vm_start >= first && vm_end <= end;
 			continue;
-		if (vm_start >= first && vm_end <= end &&
-		    sscanf(line, "%63[^:]: %ld kB", name, &kb) == 2 &&
+		}
+		if (inside && sscanf(line, "%63[^:]: %ld kB", name, &kb) == 2 &&
 		    !strcmp(name, field))
 			sum += kb;
 	}

@@ -6,7 +6,6 @@
  * another reason, or still belongs to another process, is not.
  */
 
-#include <linux/userfaultfd.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <sys/ioctl.h>
@@ -214,19 +213,14 @@ TEST_F(folio_reuse, soft_dirty)
 
 TEST_F(folio_reuse, userfaultfd)
 {
-	struct uffdio_api api = {
-		.api = UFFD_API,
-		.features = UFFD_FEATURE_SIGBUS | UFFD_FEATURE_PAGEFAULT_FLAG_WP,
-	};
 	struct uffdio_writeprotect wp = {
 		.range = { (unsigned long)page(&self->r, 6), psize() },
 		.mode = UFFDIO_WRITEPROTECT_MODE_WP,
 	};
 	int fd;
 
-	fd = syscall(__NR_userfaultfd, O_CLOEXEC);
-	if (fd < 0 || ioctl(fd, UFFDIO_API, &api) ||
-	    uffd_register(fd, self->r.mem, self->r.size, false, true, false))
+	fd = uffd_sigbus(self->r.mem, self->r.size, false);
+	if (fd < 0)
 		SKIP(return, "no write protection by userfaultfd");
 	share_and_copy(_metadata, self);
 	ASSERT_EQ(ioctl(fd, UFFDIO_WRITEPROTECT, &wp), 0);

@@ -8,6 +8,7 @@
 #define __FOLIO_WITNESS_H__
 
 #include <linux/fs.h>
+#include <linux/userfaultfd.h>
 #include <stdbool.h>
 #include <sys/ioctl.h>
 #include <sys/resource.h>
@@ -59,6 +60,29 @@ static inline long minor_faults(void)
 
 	getrusage(RUSAGE_SELF, &usage);
 	return usage.ru_minflt;
+}
+
+/*
+ * Register memory for missing pages, or for write protection, with a userfaultfd
+ * whose events are SIGBUS. Returns -1 if that is not supported.
+ */
+static inline int uffd_sigbus(char *mem, size_t len, bool missing)
+{
+	struct uffdio_api api = {
+		.api = UFFD_API,
+		.features = UFFD_FEATURE_SIGBUS,
+	};
+	int fd;
+
+	if (!missing)
+		api.features |= UFFD_FEATURE_PAGEFAULT_FLAG_WP;
+	fd = syscall(__NR_userfaultfd, O_CLOEXEC);
+	if (fd >= 0 && (ioctl(fd, UFFDIO_API, &api) ||
+			uffd_register(fd, mem, len, missing, !missing, false))) {
+		close(fd);
+		fd = -1;
+	}
+	return fd;
 }
 
 /*
