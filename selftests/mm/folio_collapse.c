@@ -7,6 +7,7 @@
  */
 
 #include <linux/mman.h>
+#include <pthread.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <sys/auxv.h>
@@ -653,6 +654,53 @@ TEST_F(folio_collapse, copied_tagged)
 	}
 	check_some(_metadata, self);
 	expect_in_place(_metadata, self);
+}
+
+#define CORRUPT_PFN	"/sys/kernel/debug/hwpoison/corrupt-pfn"
+
+static void *fail_soon(void *arg)
+{
+	usleep(100000);
+	write_num(CORRUPT_PFN, *(unsigned long *)arg);
+	return NULL;
+}
+
+/*
+ * The memory fails to which a copy is to move back. The copy stays if that is
+ * known in time, as it is on a kernel in which the collapse takes longer than this
+ * waits; otherwise the page is lost.
+ */
+TEST_F(folio_collapse, copied_and_failed)
+{
+	uint64_t flags = 0;
+	pthread_t thread;
+	int error;
+
+	if (access(CORRUPT_PFN, W_OK))
+		SKIP(return, "no hwpoison-inject, or no root");
+	snapshot(_metadata, self);
+	ASSERT_EQ(pthread_create(&thread, NULL, fail_soon, self->pfns), 0);
+	error = madvise(self->r.mem, self->r.size, MADV_COLLAPSE);
+	ASSERT_EQ(pageflags_get(self->pfns[0], self->env.kpageflags_fd, &flags), 0);
+	ASSERT_EQ(pthread_join(thread, NULL), 0);
+	if (flags & KPF_HWPOISON) {
+		EXPECT_NE(error, 0);
+		EXPECT_FALSE(bus_error(page(&self->r, 0), false)) {
+			TH_LOG("mapped memory that has failed");
+		}
+	} else {
+		EXPECT_EQ(error, 0);
+		EXPECT_TRUE(bus_error(page(&self->r, 0), false));
+	}
+	if (bus_error(page(&self->r, 0), false)) {
+		ASSERT_EQ(madvise(page(&self->r, 0), psize(), MADV_DONTNEED), 0);
+		memset(page(&self->r, 0), 0, psize());
+	}
+	EXPECT_NE(pagemap_get_pfn(self->env.pagemap_fd, page(&self->r, 0)),
+		  self->pfns[0]);
+	check_some(_metadata, self);
+	expect_contents(_metadata, &self->r);
+	unpoison_memory(self->pfns[0]);
 }
 
 /*
