@@ -398,7 +398,6 @@ static bool wait_for_pmds(FIXTURE_DATA(folio_collapse) * self, int nr)
 /* One write shows that the child is gone: that is enough for all folios. */
 TEST_F_TIMEOUT(folio_collapse, expedited, 60)
 {
-
 	khugepaged_asleep(self->r.size);
 	snapshot(_metadata, self);
 	sleep(1);
