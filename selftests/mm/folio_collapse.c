@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <sys/auxv.h>
 #include <sys/ioctl.h>
+#include <sys/prctl.h>
 
 #include "folio_cgroup.h"
 #include "folio_witness.h"
@@ -27,7 +28,25 @@ FIXTURE(folio_collapse)
 	unsigned long *pfns;	/* before the collapse */
 	long allocated;		/* huge pages for collapses, until then */
 	long in_place;		/* collapses in place, until then; or -1 */
+	unsigned long failed;	/* memory that has failed, or 0 */
+	struct folio_cgroup first, second;
 };
+
+/* Copies have the inverse of what a page had before. */
+static void fill_page(FIXTURE_DATA(folio_collapse) * self, long nr, bool copy)
+{
+	char c = pattern(&self->r, page(&self->r, nr));
+
+	memset(page(&self->r, nr), copy ? ~c : c, psize());
+}
+
+static void fill_pages(FIXTURE_DATA(folio_collapse) * self)
+{
+	long i;
+
+	for (i = 0; i < self->pages; i++)
+		fill_page(self, i, false);
+}
 
 FIXTURE_SETUP(folio_collapse)
 {
@@ -46,12 +65,23 @@ FIXTURE_SETUP(folio_collapse)
 	self->pages = self->r.nr * self->r.size / psize();
 	self->pfns = calloc(self->pages, sizeof(*self->pfns));
 	ASSERT_NE(self->pfns, NULL);
+	fill_pages(self);
 }
 
 FIXTURE_TEARDOWN(folio_collapse)
 {
+	int tries;
+
 	if (self->r.map != MAP_FAILED)
 		region_free(&self->r);
+	for (tries = 0; self->failed && tries < 100; tries++) {
+		if (!unpoison_memory(self->failed))
+			self->failed = 0;
+		usleep(10000);
+	}
+	EXPECT_EQ(self->failed, 0);
+	folio_cgroup_leave(&self->second);
+	folio_cgroup_leave(&self->first);
 	thp_restore_settings();
 }
 
@@ -286,33 +316,25 @@ static void write_some(FIXTURE_DATA(folio_collapse) * self)
 	long i;
 
 	for (i = 0; i < self->pages; i += COPIED)
-		memset(page(&self->r, i), 0, psize());
+		fill_page(self, i, true);
 }
 
-/*
- * From @first on, one of COPIED pages is empty; bytes of it that are not are @what.
- * Then, all pages have as before.
- */
-static void check_empty(struct __test_metadata *_metadata,
-			FIXTURE_DATA(folio_collapse) * self, long first,
-			const char *what)
-{
-	long i, j, wrong = 0;
-
-	for (i = first; i < self->pages; i += COPIED) {
-		for (j = 0; j < psize(); j++)
-			wrong += page(&self->r, i)[j] != 0;
-		write_page(&self->r, i);
-	}
-	EXPECT_EQ(wrong, 0) {
-		TH_LOG("%ld bytes %s", wrong, what);
-	}
-}
-
+/* All of the copies are there. Then, all pages have as before. */
 static void check_some(struct __test_metadata *_metadata,
 		       FIXTURE_DATA(folio_collapse) * self)
 {
-	check_empty(_metadata, self, 0, "of the copies are lost");
+	long i, j, wrong = 0;
+
+	for (i = 0; i < self->pages; i += COPIED) {
+		char *copy = page(&self->r, i);
+
+		for (j = 0; j < psize(); j++)
+			wrong += copy[j] != (char)~pattern(&self->r, copy);
+		fill_page(self, i, false);
+	}
+	EXPECT_EQ(wrong, 0) {
+		TH_LOG("%ld bytes of the copies are lost", wrong);
+	}
 }
 
 /* Pages are copied while there is a child. */
@@ -523,7 +545,8 @@ TEST_F(folio_collapse, copied_and_pinned)
 		expect_pinned(_metadata, fd, page(&self->r, i), psize());
 		ASSERT_EQ(ioctl(fd, PIN_LONGTERM_TEST_STOP), 0);
 	}
-	write_page(&self->r, 1);
+	fill_page(self, 0, true);
+	fill_page(self, 1, false);
 	check_some(_metadata, self);
 	expect_contents(_metadata, &self->r);
 	close(fd);
@@ -572,17 +595,16 @@ TEST_F(folio_collapse, copied_and_mlocked)
 TEST_F(folio_collapse, copied_in_other_cgroup)
 {
 	const size_t len = self->r.nr * self->r.size;
-	struct folio_cgroup first, second;
 
-	if (!folio_cgroup_enter(&first, "folio_collapse_first"))
+	if (!folio_cgroup_enter(&self->first, "folio_collapse_first"))
 		SKIP(return, "no memory cgroups");
 	region_free(&self->r);
 	if (!region_alloc(&self->env, &self->r, self->env.pmd_size, NR_FOLIOS)) {
 		self->r.map = MAP_FAILED;
-		folio_cgroup_leave(&first);
 		SKIP(return, "no huge pages");
 	}
-	ASSERT_TRUE(folio_cgroup_enter(&second, "folio_collapse_second"));
+	fill_pages(self);
+	ASSERT_TRUE(folio_cgroup_enter(&self->second, "folio_collapse_second"));
 	snapshot(_metadata, self);
 	EXPECT_EQ(madvise(self->r.mem, len, MADV_COLLAPSE), 0);
 	EXPECT_TRUE(mapped_by_pmds(self));
@@ -591,32 +613,26 @@ TEST_F(folio_collapse, copied_in_other_cgroup)
 	EXPECT_EQ(nr_moved(self), self->pages);
 	check_some(_metadata, self);
 	expect_contents(_metadata, &self->r);
-	EXPECT_TRUE(folio_cgroup_counts(&first, "anon", 0, 0, 64, self->r.size,
-					"after the collapse"));
-	folio_cgroup_leave(&second);
-	folio_cgroup_leave(&first);
+	EXPECT_TRUE(folio_cgroup_counts(&self->first, "anon", 0, 0, 64,
+					self->r.size, "after the collapse"));
 }
 
+/* Memory tags: those of the first and of the last bytes of each page */
 #ifdef __aarch64__
-/* Give the first bytes of each page a memory tag. False if there are none. */
-static bool set_tags(FIXTURE_DATA(folio_collapse) * self)
+static bool allow_tags(FIXTURE_DATA(folio_collapse) * self)
 {
-	uintptr_t addr;
-	long i;
-
-	if (!(getauxval(AT_HWCAP2) & HWCAP2_MTE) ||
-	    mprotect(self->r.mem, self->r.nr * self->r.size,
-		     PROT_READ | PROT_WRITE | PROT_MTE))
-		return false;
-	for (i = 0; i < self->pages; i++) {
-		addr = (uintptr_t)page(&self->r, i) | (1 + i % 15) << 56;
-		asm volatile(".arch_extension memtag\n\tstg %0, [%0]"
-			     : : "r" (addr) : "memory");
-	}
-	return true;
+	return getauxval(AT_HWCAP2) & HWCAP2_MTE &&
+	       !mprotect(self->r.mem, self->r.nr * self->r.size,
+			 PROT_READ | PROT_WRITE | PROT_MTE);
 }
 
-static int tag_of(char *addr)
+static void set_tag(char *addr, uintptr_t tag)
+{
+	asm volatile(".arch_extension memtag\n\tstg %0, [%0]"
+		     : : "r" ((uintptr_t)addr | tag << 56) : "memory");
+}
+
+static int get_tag(char *addr)
 {
 	uintptr_t tagged = (uintptr_t)addr;
 
@@ -625,29 +641,49 @@ static int tag_of(char *addr)
 	return tagged >> 56 & 15;
 }
 #else
-static bool set_tags(FIXTURE_DATA(folio_collapse) * self)
+static bool allow_tags(FIXTURE_DATA(folio_collapse) * self)
 {
 	return false;
 }
 
-static int tag_of(char *addr)
+static void set_tag(char *addr, uintptr_t tag)
+{
+}
+
+static int get_tag(char *addr)
 {
 	return 0;
 }
 #endif
 
-/* Tags are copied with the pages. */
+static void tag_page(FIXTURE_DATA(folio_collapse) * self, long nr, int tag)
+{
+	set_tag(page(&self->r, nr), tag);
+	set_tag(page(&self->r, nr + 1) - 16, tag);
+}
+
+static bool has_tag(FIXTURE_DATA(folio_collapse) * self, long nr, int tag)
+{
+	return get_tag(page(&self->r, nr)) == tag &&
+	       get_tag(page(&self->r, nr + 1) - 16) == tag;
+}
+
+/* Tags are copied with the pages: pages of the folio have 1, copies 2. */
 TEST_F(folio_collapse, copied_tagged)
 {
 	long i, wrong = 0;
 
-	if (!set_tags(self))
+	if (!allow_tags(self))
 		SKIP(return, "no memory tags");
+	for (i = 0; i < self->pages; i++)
+		tag_page(self, i, 1);
 	snapshot(_metadata, self);
+	for (i = 0; i < self->pages; i += COPIED)
+		tag_page(self, i, 2);
 	EXPECT_EQ(madvise(self->r.mem, self->r.nr * self->r.size, MADV_COLLAPSE),
 		  0);
 	for (i = 0; i < self->pages; i++)
-		wrong += tag_of(page(&self->r, i)) != 1 + i % 15;
+		wrong += !has_tag(self, i, i % COPIED ? 1 : 2);
 	EXPECT_EQ(wrong, 0) {
 		TH_LOG("%ld pages have another tag", wrong);
 	}
@@ -659,47 +695,54 @@ TEST_F(folio_collapse, copied_tagged)
 
 static void *fail_soon(void *arg)
 {
-	usleep(100000);
-	write_num(CORRUPT_PFN, *(unsigned long *)arg);
+	char pfn[32];
+	int fd, len;
+
+	usleep(500000);
+	len = snprintf(pfn, sizeof(pfn), "%lu", *(unsigned long *)arg);
+	fd = open(CORRUPT_PFN, O_WRONLY);
+	/* The flag of the page shows whether it has failed */
+	if (write(fd, pfn, len) < 0)
+		ksft_print_msg("memory_failure(): %s\n", strerror(errno));
+	close(fd);
 	return NULL;
 }
 
 /*
- * The memory fails to which a copy is to move back. The copy stays if that is
- * known in time, as it is on a kernel in which the collapse takes longer than this
- * waits; otherwise the page is lost.
+ * The memory fails to which a copy is to move back. If that is known by the end of
+ * the collapse, nothing is lost; on a kernel in which a collapse takes longer than
+ * this waits, that is so. Otherwise the page is lost, after the collapse.
  */
 TEST_F(folio_collapse, copied_and_failed)
 {
+	char *first = page(&self->r, 0);
 	uint64_t flags = 0;
 	pthread_t thread;
 	int error;
 
 	if (access(CORRUPT_PFN, W_OK))
 		SKIP(return, "no hwpoison-inject, or no root");
+	prctl(PR_MCE_KILL, PR_MCE_KILL_SET, PR_MCE_KILL_LATE, 0, 0);
 	snapshot(_metadata, self);
-	ASSERT_EQ(pthread_create(&thread, NULL, fail_soon, self->pfns), 0);
+	self->failed = self->pfns[0];
+	ASSERT_EQ(pthread_create(&thread, NULL, fail_soon, &self->failed), 0);
 	error = madvise(self->r.mem, self->r.size, MADV_COLLAPSE);
-	ASSERT_EQ(pageflags_get(self->pfns[0], self->env.kpageflags_fd, &flags), 0);
-	ASSERT_EQ(pthread_join(thread, NULL), 0);
+	pageflags_get(self->failed, self->env.kpageflags_fd, &flags);
+	pthread_join(thread, NULL);
 	if (flags & KPF_HWPOISON) {
-		EXPECT_NE(error, 0);
-		EXPECT_FALSE(bus_error(page(&self->r, 0), false)) {
-			TH_LOG("mapped memory that has failed");
+		EXPECT_FALSE(bus_error(first, false)) {
+			TH_LOG("a copy has moved to memory that has failed");
 		}
 	} else {
 		EXPECT_EQ(error, 0);
-		EXPECT_TRUE(bus_error(page(&self->r, 0), false));
 	}
-	if (bus_error(page(&self->r, 0), false)) {
-		ASSERT_EQ(madvise(page(&self->r, 0), psize(), MADV_DONTNEED), 0);
-		memset(page(&self->r, 0), 0, psize());
+	if (bus_error(first, false)) {
+		ASSERT_EQ(madvise(first, psize(), MADV_DONTNEED), 0);
+		fill_page(self, 0, true);
 	}
-	EXPECT_NE(pagemap_get_pfn(self->env.pagemap_fd, page(&self->r, 0)),
-		  self->pfns[0]);
+	EXPECT_NE(pagemap_get_pfn(self->env.pagemap_fd, first), self->failed);
 	check_some(_metadata, self);
 	expect_contents(_metadata, &self->r);
-	unpoison_memory(self->pfns[0]);
 }
 
 /*
@@ -747,7 +790,16 @@ static void copy_and_discard(struct __test_metadata *_metadata,
 static void check_discarded(struct __test_metadata *_metadata,
 			    FIXTURE_DATA(folio_collapse) * self)
 {
-	check_empty(_metadata, self, 1, "that were discarded are back");
+	long i, j, wrong = 0;
+
+	for (i = 1; i < self->pages; i += COPIED) {
+		for (j = 0; j < psize(); j++)
+			wrong += page(&self->r, i)[j] != 0;
+		fill_page(self, i, false);
+	}
+	EXPECT_EQ(wrong, 0) {
+		TH_LOG("%ld bytes that were discarded are back", wrong);
+	}
 	check_some(_metadata, self);
 }
 
@@ -850,14 +902,16 @@ TEST_F(folio_collapse, discarded_tagged)
 {
 	long i, wrong = 0;
 
-	if (!set_tags(self))
+	if (!allow_tags(self))
 		SKIP(return, "no memory tags");
+	for (i = 0; i < self->pages; i++)
+		tag_page(self, i, 1);
 	copy_and_discard(_metadata, self);
 	EXPECT_EQ(madvise(self->r.mem, self->r.nr * self->r.size, MADV_COLLAPSE),
 		  0);
 	EXPECT_TRUE(mapped_by_pmds(self));
 	for (i = 1; i < self->pages; i += COPIED)
-		wrong += tag_of(page(&self->r, i)) != 0;
+		wrong += !has_tag(self, i, 0);
 	EXPECT_EQ(wrong, 0) {
 		TH_LOG("%ld pages have their old tags", wrong);
 	}
