@@ -628,7 +628,7 @@ static bool allow_tags(FIXTURE_DATA(folio_collapse) * self)
 
 static void set_tag(char *addr, uintptr_t tag)
 {
-	asm volatile(".arch_extension memtag\n\tstg %0, [%0]"
+	asm volatile(".arch armv8.5-a+memtag\n\tstg %0, [%0]"
 		     : : "r" ((uintptr_t)addr | tag << 56) : "memory");
 }
 
@@ -636,7 +636,7 @@ static int get_tag(char *addr)
 {
 	uintptr_t tagged = (uintptr_t)addr;
 
-	asm volatile(".arch_extension memtag\n\tldg %0, [%0]"
+	asm volatile(".arch armv8.5-a+memtag\n\tldg %0, [%0]"
 		     : "+r" (tagged) : : "memory");
 	return tagged >> 56 & 15;
 }

@@ -955,4 +955,28 @@ TEST_F(memfd_seal, map_tail)
 	close(fd);
 }
 
+#ifndef MFD_NOEXEC_SEAL
+#define MFD_NOEXEC_SEAL	0x0008U
+#endif
+#ifndef F_SEAL_EXEC
+#define F_SEAL_EXEC	0x0020
+#endif
+
+/* A file that was created as not executable stays like that. */
+TEST(memfd_exec_seal)
+{
+	int fd;
+
+	fd = memfd_create("hugetlb_memfd", MFD_HUGETLB | MFD_CLOEXEC |
+			  MFD_NOEXEC_SEAL);
+	if (fd < 0)
+		SKIP(return, "no MFD_NOEXEC_SEAL");
+	ASSERT_TRUE(fcntl(fd, F_GET_SEALS) & F_SEAL_EXEC);
+	EXPECT_EQ(fchmod(fd, 0777), -1) {
+		TH_LOG("a memfd with F_SEAL_EXEC became executable");
+	}
+	EXPECT_EQ(fchmod(fd, 0600), 0);
+	close(fd);
+}
+
 TEST_HARNESS_MAIN
