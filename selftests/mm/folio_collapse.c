@@ -319,19 +319,26 @@ static void write_some(FIXTURE_DATA(folio_collapse) * self)
 		fill_page(self, i, true);
 }
 
+/* Returns how many bytes of the page are not @c. Then it has as before. */
+static long restore_page(FIXTURE_DATA(folio_collapse) * self, long nr, char c)
+{
+	long i, wrong = 0;
+
+	for (i = 0; i < psize(); i++)
+		wrong += page(&self->r, nr)[i] != c;
+	fill_page(self, nr, false);
+	return wrong;
+}
+
 /* All of the copies are there. Then, all pages have as before. */
 static void check_some(struct __test_metadata *_metadata,
 		       FIXTURE_DATA(folio_collapse) * self)
 {
-	long i, j, wrong = 0;
+	long i, wrong = 0;
 
-	for (i = 0; i < self->pages; i += COPIED) {
-		char *copy = page(&self->r, i);
-
-		for (j = 0; j < psize(); j++)
-			wrong += copy[j] != (char)~pattern(&self->r, copy);
-		fill_page(self, i, false);
-	}
+	for (i = 0; i < self->pages; i += COPIED)
+		wrong += restore_page(self, i,
+				      ~pattern(&self->r, page(&self->r, i)));
 	EXPECT_EQ(wrong, 0) {
 		TH_LOG("%ld bytes of the copies are lost", wrong);
 	}
@@ -668,15 +675,25 @@ static bool has_tag(FIXTURE_DATA(folio_collapse) * self, long nr, int tag)
 	       get_tag(page(&self->r, nr + 1) - 16) == tag;
 }
 
+/* Allow tags, and give 1 to all pages. False if there are no tags. */
+static bool tag_pages(FIXTURE_DATA(folio_collapse) * self)
+{
+	long i;
+
+	if (!allow_tags(self))
+		return false;
+	for (i = 0; i < self->pages; i++)
+		tag_page(self, i, 1);
+	return true;
+}
+
 /* Tags are copied with the pages: pages of the folio have 1, copies 2. */
 TEST_F(folio_collapse, copied_tagged)
 {
 	long i, wrong = 0;
 
-	if (!allow_tags(self))
+	if (!tag_pages(self))
 		SKIP(return, "no memory tags");
-	for (i = 0; i < self->pages; i++)
-		tag_page(self, i, 1);
 	snapshot(_metadata, self);
 	for (i = 0; i < self->pages; i += COPIED)
 		tag_page(self, i, 2);
@@ -790,13 +807,10 @@ static void copy_and_discard(struct __test_metadata *_metadata,
 static void check_discarded(struct __test_metadata *_metadata,
 			    FIXTURE_DATA(folio_collapse) * self)
 {
-	long i, j, wrong = 0;
+	long i, wrong = 0;
 
-	for (i = 1; i < self->pages; i += COPIED) {
-		for (j = 0; j < psize(); j++)
-			wrong += page(&self->r, i)[j] != 0;
-		fill_page(self, i, false);
-	}
+	for (i = 1; i < self->pages; i += COPIED)
+		wrong += restore_page(self, i, 0);
 	EXPECT_EQ(wrong, 0) {
 		TH_LOG("%ld bytes that were discarded are back", wrong);
 	}
@@ -902,10 +916,8 @@ TEST_F(folio_collapse, discarded_tagged)
 {
 	long i, wrong = 0;
 
-	if (!allow_tags(self))
+	if (!tag_pages(self))
 		SKIP(return, "no memory tags");
-	for (i = 0; i < self->pages; i++)
-		tag_page(self, i, 1);
 	copy_and_discard(_metadata, self);
 	EXPECT_EQ(madvise(self->r.mem, self->r.nr * self->r.size, MADV_COLLAPSE),
 		  0);
