@@ -13,6 +13,7 @@
 #include <err.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/memfd.h>
 #include <linux/mempolicy.h>
 #include <linux/mman.h>
 #include <linux/userfaultfd.h>
@@ -414,6 +415,79 @@ static void reuse(const char *size, unsigned int kb, int repeats)
 	}
 }
 
+#ifndef MAP_BASE_PAGES
+#define MAP_BASE_PAGES	0x200000
+#endif
+
+/* UFFDIO_CONTINUE of 64 MiB, by so many bytes at once */
+static void uffd_continue(int uffd, char *p, size_t step, const char *what,
+			  const char *kind)
+{
+	struct uffdio_continue cont = { .range = { .len = step } };
+	char name[64];
+	uint64_t start;
+	size_t offset;
+
+	if (madvise(p, 64 * MB, MADV_DONTNEED))
+		err(1, "MADV_DONTNEED");
+	start = now();
+	for (offset = 0; offset < 64 * MB; offset += step) {
+		cont.range.start = (uintptr_t)p + offset;
+		if (ioctl(uffd, UFFDIO_CONTINUE, &cont))
+			err(1, "UFFDIO_CONTINUE");
+	}
+	snprintf(name, sizeof(name), "%s-%s", what, kind);
+	report(name, start);
+}
+
+/*
+ * 64 MiB of a file that is in the page cache, mapped by 4 KiB: of shmem, or of a huge
+ * page of 1 GiB. By 4 KiB, and by 2 MiB at once.
+ */
+static void continue_file(const char *kind, int base_pages, int repeats)
+{
+	struct uffdio_api api = {
+		.api = UFFD_API,
+		.features = UFFD_FEATURE_MINOR_HUGETLBFS | UFFD_FEATURE_MINOR_SHMEM,
+	};
+	struct uffdio_register reg = {
+		.range = { .len = 64 * MB },
+		.mode = UFFDIO_REGISTER_MODE_MINOR,
+	};
+	const size_t size = base_pages ? GB : 64 * MB;
+	unsigned int flags = 0;
+	int fd, uffd;
+	char *p;
+
+	if (base_pages) {
+		put("/sys/kernel/mm/hugepages/hugepages-1048576kB/nr_hugepages", "1");
+		flags = MFD_HUGETLB | 30 << MFD_HUGE_SHIFT;
+	}
+	fd = memfd_create("continue", flags);
+	if (fd < 0 || ftruncate(fd, size) || fallocate(fd, 0, 0, size))
+		err(1, "memfd");
+	p = mmap(NULL, size, PROT_READ | PROT_WRITE,
+		 base_pages ? MAP_SHARED_VALIDATE | MAP_BASE_PAGES : MAP_SHARED, fd, 0);
+	if (p == MAP_FAILED)
+		err(1, "mmap");
+	uffd = syscall(__NR_userfaultfd, O_CLOEXEC);
+	reg.range.start = (uintptr_t)p;
+	reg.range.len = size;
+	if (uffd < 0 || ioctl(uffd, UFFDIO_API, &api) ||
+	    ioctl(uffd, UFFDIO_REGISTER, &reg))
+		err(1, "userfaultfd");
+	for (; repeats >= 0; repeats--) {
+		uffd_continue(uffd, p, 4 * KB, "continue-4k", kind);
+		uffd_continue(uffd, p, 2 * MB, "continue-2m", kind);
+		warming_up = 0;
+	}
+	close(uffd);
+	munmap(p, size);
+	close(fd);
+	if (base_pages)
+		put("/sys/kernel/mm/hugepages/hugepages-1048576kB/nr_hugepages", "0");
+}
+
 /* The same with huge pages, which MADV_COLLAPSE maps by PMDs again, 32 of them */
 static void collapse(int repeats)
 {
@@ -711,6 +785,10 @@ int main(int argc, char **argv)
 		reuse("64k", 64, repeats);
 	else if (!strcmp(name, "reuse-2m"))
 		reuse("2m", 2048, repeats);
+	else if (!strcmp(name, "continue-shmem"))
+		continue_file("shmem", 0, repeats);
+	else if (!strcmp(name, "continue-base-pages"))
+		continue_file("base-pages", 1, repeats);
 	else if (!strcmp(name, "collapse-2m"))
 		collapse(repeats);
 	else if (!strcmp(name, "khugepaged-4k"))
