@@ -3,7 +3,9 @@
  * Post-copy migration of memory between two processes: for each kind of memory, how
  * long a thread waits for a page that is not there yet.
  *
- *   postcopy [-m MiB] [-r MB/s] [-t threads] [-s seed] [kind]...
+ *   postcopy [-b] [-m MiB] [-r MB/s] [-t threads] [-s seed] [kind]...
+ *
+ *   -b  print lines for scripts/bench: a name and a number
  *
  * The source is a child process at the other end of a socket. It sends all of the
  * memory, 4 KiB after 4 KiB, at a limited rate, and what a fault needs before all
@@ -64,6 +66,7 @@ struct packet {
 static unsigned long size = 1ul << 30, rate = 100000000;
 static int nr_threads = 2;
 static unsigned int seed = 1;
+static bool for_bench;
 
 static const struct kind *kind;
 static unsigned long nr_chunks, nr_units;
@@ -300,12 +303,55 @@ static void set_pool(unsigned long huge, unsigned long nr)
 	put(path, value);
 }
 
+struct result {
+	double p50, p99, max, total, collapse;
+	unsigned long waits, early;
+	bool done;
+};
+
+static struct result results[sizeof(kinds) / sizeof(*kinds)];
+
+static void print_result(const struct result *r)
+{
+	if (!for_bench) {
+		printf("%-11s %11lu %7lu %10.2f %10.2f %10.2f %10lu %8.1f %9.1f\n",
+		       kind->name, kind->unit, r->waits, r->p50 * 1e3, r->p99 * 1e3,
+		       r->max * 1e3, r->early, r->total, r->collapse * 1e3);
+		return;
+	}
+	printf("postcopy-%s-bytes %lu\n", kind->name, kind->unit);
+	printf("postcopy-%s-p50-us %.0f\n", kind->name, r->p50 * 1e6);
+	printf("postcopy-%s-p99-us %.0f\n", kind->name, r->p99 * 1e6);
+	printf("postcopy-%s-touched-in-1-s %lu\n", kind->name, r->early);
+	if (kind->unit != kind->huge)
+		printf("postcopy-%s-collapse-us %.0f\n", kind->name, r->collapse * 1e6);
+}
+
+/* One character for each doubling, from 10 us on */
+static void print_chart(void)
+{
+	unsigned int i;
+
+	printf("\nhalf of the waits are shorter than this; each # doubles it, from 10 us\n");
+	for (i = 0; i < sizeof(kinds) / sizeof(*kinds); i++) {
+		double t;
+
+		if (!results[i].done)
+			continue;
+		printf("%-11s ", kinds[i].name);
+		for (t = 10e-6; t < results[i].p50; t *= 2)
+			putchar('#');
+		printf(" %.2f ms\n", results[i].p50 * 1e3);
+	}
+}
+
 static void run(void)
 {
+	struct result *r = &results[kind - kinds];
 	const bool base = kind->unit != kind->huge;
 	unsigned int flags = 0;
 	pthread_t threads[MAX_THREADS];
-	double end, collapsed;
+	double end;
 	unsigned long i;
 	int fd, uffd, socks[2], n;
 	pid_t pid;
@@ -321,6 +367,16 @@ static void run(void)
 	fill = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	guest = mmap(NULL, size, PROT_READ | PROT_WRITE,
 		     base ? MAP_SHARED_VALIDATE | MAP_BASE_PAGES : MAP_SHARED, fd, 0);
+	if (guest == MAP_FAILED && errno == EOPNOTSUPP && base) {
+		if (for_bench)
+			printf("postcopy-%s-p50-us cannot\n", kind->name);
+		else
+			printf("%-11s this kernel has no MAP_BASE_PAGES\n", kind->name);
+		munmap(fill, size);
+		close(fd);
+		set_pool(kind->huge, 0);
+		return;
+	}
 	if (fill == MAP_FAILED || guest == MAP_FAILED)
 		err(1, "%s: mmap()", kind->name);
 	/* All is allocated before: faults are for data only. */
@@ -361,7 +417,7 @@ static void run(void)
 		if (!right((uint64_t *)(guest + i * CHUNK), i))
 			errx(1, "%s: chunk %lu is wrong", kind->name, i);
 	close(uffd);
-	collapsed = collapse(fd);
+	r->collapse = collapse(fd);
 	for (i = 0; i < nr_chunks; i++)
 		if (!right((uint64_t *)(guest + i * CHUNK), i))
 			errx(1, "%s: chunk %lu is wrong after the collapse", kind->name, i);
@@ -369,12 +425,16 @@ static void run(void)
 	if (nr_waits > MAX_WAITS)
 		nr_waits = MAX_WAITS;
 	qsort(waits, nr_waits, sizeof(*waits), by_time);
-	printf("%-11s %11lu %7lu %10.2f %10.2f %10.2f %10lu %8.1f %9.1f\n", kind->name,
-	       kind->unit, nr_waits,
-	       nr_waits ? waits[nr_waits / 2] * 1e3 : 0,
-	       nr_waits ? waits[nr_waits * 99 / 100] * 1e3 : 0,
-	       nr_waits ? waits[nr_waits - 1] * 1e3 : 0,
-	       nr_early, end - start, collapsed * 1e3);
+	r->waits = nr_waits;
+	if (nr_waits) {
+		r->p50 = waits[nr_waits / 2];
+		r->p99 = waits[nr_waits * 99 / 100];
+		r->max = waits[nr_waits - 1];
+	}
+	r->early = nr_early;
+	r->total = end - start;
+	r->done = true;
+	print_result(r);
 
 	munmap(fill, size);
 	munmap(guest, size);
@@ -401,8 +461,11 @@ int main(int argc, char **argv)
 	const int nr_kinds = sizeof(kinds) / sizeof(*kinds);
 	int opt, i;
 
-	while ((opt = getopt(argc, argv, "m:r:t:s:h")) != -1) {
+	while ((opt = getopt(argc, argv, "bm:r:t:s:h")) != -1) {
 		switch (opt) {
+		case 'b':
+			for_bench = true;
+			break;
 		case 'm':
 			size = number(optarg, 1 << 20) << 20;
 			break;
@@ -416,7 +479,7 @@ int main(int argc, char **argv)
 			seed = number(optarg, 1 << 30);
 			break;
 		default:
-			errx(opt != 'h', "postcopy [-m MiB] [-r MB/s] [-t threads] [-s seed] [shmem|hugetlb-2m|hugetlb-1g|base-2m|base-1g]...");
+			errx(opt != 'h', "postcopy [-b] [-m MiB] [-r MB/s] [-t threads] [-s seed] [shmem|hugetlb-2m|hugetlb-1g|base-2m|base-1g]...");
 		}
 	}
 	for (i = optind; i < argc; i++) {
@@ -429,10 +492,12 @@ int main(int argc, char **argv)
 			errx(1, "%s: %lu MiB are not a number of its pages", argv[i], size >> 20);
 	}
 
-	printf("%lu MiB at %lu MB/s, %d threads, seed %u; times of a wait in ms\n", size >> 20,
-	       rate / 1000000, nr_threads, seed);
-	printf("%-11s %11s %7s %10s %10s %10s %10s %8s %9s\n", "memory", "bytes/fault",
-	       "waits", "p50", "p99", "max", "first s", "total s", "collapse");
+	if (!for_bench) {
+		printf("%lu MiB at %lu MB/s, %d threads, seed %u; times of a wait in ms\n", size >> 20,
+		       rate / 1000000, nr_threads, seed);
+		printf("%-11s %11s %7s %10s %10s %10s %10s %8s %9s\n", "memory", "bytes/fault",
+		       "waits", "p50", "p99", "max", "first s", "total s", "collapse");
+	}
 	for (kind = kinds; kind < kinds + nr_kinds; kind++) {
 		bool named = optind == argc && size % kind->huge == 0;
 
@@ -441,5 +506,7 @@ int main(int argc, char **argv)
 		if (named)
 			run();
 	}
+	if (!for_bench)
+		print_chart();
 	return 0;
 }

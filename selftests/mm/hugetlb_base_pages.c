@@ -92,8 +92,11 @@ FIXTURE_SETUP(base_pages)
 {
 	self->size = variant->size;
 	self->len = NR_PAGES * self->size;
-	self->fd = self->uffd = self->pagemap_fd = -1;
-	self->huge = self->base = MAP_FAILED;
+	self->fd = -1;
+	self->uffd = -1;
+	self->pagemap_fd = -1;
+	self->huge = MAP_FAILED;
+	self->base = MAP_FAILED;
 #ifndef __x86_64__
 	SKIP(return, "only x86-64 has MAP_BASE_PAGES");
 #endif
@@ -177,12 +180,22 @@ static unsigned long next_sample(FIXTURE_DATA(base_pages) * self,
 	return offset < last ? offset : last;
 }
 
+static long get(char *map, unsigned long offset)
+{
+	return *(long *)(map + offset);
+}
+
+static void put(char *map, unsigned long offset, long value)
+{
+	*(long *)(map + offset) = value;
+}
+
 static void fill(FIXTURE_DATA(base_pages) * self)
 {
 	unsigned long offset;
 
 	for_each_sample(self, offset)
-		*(long *)(self->huge + offset) = value_at(offset);
+		put(self->huge, offset, value_at(offset));
 }
 
 static bool populated(FIXTURE_DATA(base_pages) * self, unsigned long offset)
@@ -221,9 +234,8 @@ static long smaps_kb(char *addr, const char *name)
 	while (kb < 0 && fgets(line, sizeof(line), f)) {
 		if (sscanf(line, "%lx-%lx ", &start, &end) == 2)
 			found = start <= (uintptr_t)addr && (uintptr_t)addr < end;
-		else if (found && !strncmp(line, name, strlen(name))) {
+		else if (found && !strncmp(line, name, strlen(name)))
 			kb = atol(line + strlen(name));
-		}
 	}
 	fclose(f);
 	return kb;
@@ -282,16 +294,16 @@ static bool raises_bus(char *addr)
 		.sa_sigaction = on_bus,
 		.sa_flags = SA_SIGINFO,
 	};
-	volatile bool raised = true;
 
 	bus_code = 0;
 	sigaction(SIGBUS, &act, NULL);
-	if (!sigsetjmp(bus_env, 1)) {
-		FORCE_READ(*addr);
-		raised = false;
+	if (sigsetjmp(bus_env, 1)) {
+		signal(SIGBUS, SIG_DFL);
+		return true;
 	}
+	FORCE_READ(*addr);
 	signal(SIGBUS, SIG_DFL);
-	return raised;
+	return false;
 }
 
 /* Both mappings show what is written through either. */
@@ -303,11 +315,11 @@ TEST_F(base_pages, contents)
 	EXPECT_FALSE(has_vm_flag(self->base, " ht"));
 	fill(self);
 	for_each_sample(self, offset)
-		ASSERT_EQ(*(long *)(self->base + offset), value_at(offset));
+		ASSERT_EQ(get(self->base, offset), value_at(offset));
 	for_each_sample(self, offset)
-		*(long *)(self->base + offset) = ~value_at(offset);
+		put(self->base, offset, ~value_at(offset));
 	for_each_sample(self, offset)
-		ASSERT_EQ(*(long *)(self->huge + offset), ~value_at(offset));
+		ASSERT_EQ(get(self->huge, offset), ~value_at(offset));
 }
 
 /* The first access to a hole makes a huge page of zeroes. */
@@ -316,12 +328,12 @@ TEST_F(base_pages, hole)
 	unsigned long offset;
 
 	for_each_sample(self, offset)
-		ASSERT_EQ(*(long *)(self->base + offset), 0);
+		ASSERT_EQ(get(self->base, offset), 0);
 	EXPECT_EQ(pool_get(self->size, "free_hugepages"),
 		  self->nr_free - NR_PAGES);
 	fill(self);
 	for_each_sample(self, offset)
-		ASSERT_EQ(*(long *)(self->base + offset), value_at(offset));
+		ASSERT_EQ(get(self->base, offset), value_at(offset));
 }
 
 /*
@@ -374,7 +386,7 @@ TEST_F(base_pages, seals)
 	EXPECT_EQ(errno, EPERM);
 	p = mmap(NULL, self->len, PROT_READ, flags, self->fd, 0);
 	ASSERT_NE(p, MAP_FAILED);
-	EXPECT_EQ(*(long *)p, value_at(0));
+	EXPECT_EQ(get(p, 0), value_at(0));
 	EXPECT_EQ(mprotect(p, self->len, PROT_READ | PROT_WRITE), -1);
 	EXPECT_EQ(errno, EACCES);
 	munmap(p, self->len);
@@ -474,7 +486,7 @@ TEST_F(base_pages, refused)
 	munmap(p, self->size);
 
 	/* Nothing has changed. */
-	EXPECT_EQ(*(long *)self->base, value_at(0));
+	EXPECT_EQ(get(self->base, 0), value_at(0));
 	EXPECT_TRUE(kpageflags_of(pfn_of(self->base)) & KPF_HUGE);
 }
 
@@ -498,7 +510,7 @@ TEST_F(base_pages, end_of_file)
 	ASSERT_EQ(ftruncate(self->fd, self->size), 0);
 	EXPECT_FALSE(populated(self, self->size));
 	EXPECT_TRUE(raises_bus(self->base + self->size));
-	EXPECT_EQ(*(long *)self->base, value_at(0));
+	EXPECT_EQ(get(self->base, 0), value_at(0));
 	ASSERT_EQ(ftruncate(self->fd, self->len), 0);
 	EXPECT_EQ(self->base[self->size], 0);
 }
@@ -515,13 +527,13 @@ TEST_F(base_pages, punch)
 			    0, psize()), 0);
 	EXPECT_FALSE(populated(self, 0));
 	EXPECT_TRUE(populated(self, psize()));
-	EXPECT_EQ(*(long *)self->base, 0);
+	EXPECT_EQ(get(self->base, 0), 0);
 
 	ASSERT_EQ(fallocate(self->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
 			    0, self->size), 0);
 	EXPECT_FALSE(populated(self, psize()));
 	EXPECT_TRUE(populated(self, self->size));
-	EXPECT_EQ(*(long *)(self->base + self->size), value_at(self->size));
+	EXPECT_EQ(get(self->base, self->size), value_at(self->size));
 	EXPECT_EQ(pool_get(self->size, "free_hugepages"),
 		  self->nr_free - NR_PAGES + 1);
 	EXPECT_EQ(self->base[509 * psize()], 0);
@@ -540,14 +552,14 @@ TEST_F(base_pages, fork)
 	ASSERT_GE(pid, 0);
 	if (!pid) {
 		for_each_sample(self, offset)
-			if (*(long *)(self->base + offset) != value_at(offset))
+			if (get(self->base, offset) != value_at(offset))
 				_exit(1);
-		*(long *)self->base = 0;
+		put(self->base, 0, 0);
 		_exit(!has_vm_flag(self->base, " bp"));
 	}
 	ASSERT_EQ(waitpid(pid, &status, 0), pid);
 	EXPECT_EQ(status, 0);
-	EXPECT_EQ(*(long *)self->base, 0);
+	EXPECT_EQ(get(self->base, 0), 0);
 }
 
 static bool open_uffd(FIXTURE_DATA(base_pages) * self, bool wp, bool minor)
@@ -592,7 +604,7 @@ static unsigned long next_event(FIXTURE_DATA(base_pages) * self, __u64 flag,
 }
 
 struct access {
-	char *addr;
+	long *addr;
 	bool write;
 	long value;
 	bool done;
@@ -603,9 +615,9 @@ static void *access_memory(void *arg)
 	struct access *access = arg;
 
 	if (access->write)
-		*(volatile long *)access->addr = access->value;
+		__atomic_store_n(access->addr, access->value, __ATOMIC_RELAXED);
 	else
-		access->value = *(volatile long *)access->addr;
+		access->value = __atomic_load_n(access->addr, __ATOMIC_RELAXED);
 	__atomic_store_n(&access->done, true, __ATOMIC_RELEASE);
 	return NULL;
 }
@@ -625,12 +637,12 @@ TEST_F(base_pages, minor)
 	EXPECT_EQ(uffd_continue(self, self->size, psize()), -EFAULT);
 
 	for (offset = 0; offset < self->len; offset += self->size / 2) {
-		access = (struct access) { .addr = self->base + offset };
+		access = (struct access) { .addr = (long *)(self->base + offset) };
 		ASSERT_EQ(pthread_create(&thread, NULL, access_memory, &access), 0);
 		ASSERT_EQ(next_event(self, UFFD_PAGEFAULT_FLAG_MINOR, EVENT_SECS),
 			  (uintptr_t)self->base + offset);
 		EXPECT_FALSE(__atomic_load_n(&access.done, __ATOMIC_ACQUIRE));
-		*(long *)(self->huge + offset) = value_at(offset);
+		put(self->huge, offset, value_at(offset));
 		EXPECT_EQ(uffd_continue(self, offset, psize()), 0);
 		ASSERT_EQ(pthread_join(thread, NULL), 0);
 		EXPECT_EQ(access.value, value_at(offset));
@@ -645,7 +657,7 @@ TEST_F(base_pages, minor)
 	EXPECT_TRUE(populated(self, 8 * psize()));
 	ASSERT_EQ(fallocate(self->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
 			    8 * psize(), psize()), 0);
-	access = (struct access) { .addr = self->base + 8 * psize() };
+	access = (struct access) { .addr = (long *)(self->base + 8 * psize()) };
 	ASSERT_EQ(pthread_create(&thread, NULL, access_memory, &access), 0);
 	ASSERT_EQ(next_event(self, UFFD_PAGEFAULT_FLAG_MINOR, EVENT_SECS),
 		  (uintptr_t)self->base + 8 * psize());
@@ -708,16 +720,16 @@ TEST_F(base_pages, write_protected)
 	FORCE_READ(self->base[psize()]);
 	wp.range.start = (uintptr_t)self->base + psize();
 	ASSERT_EQ(ioctl(self->uffd, UFFDIO_WRITEPROTECT, &wp), 0);
-	*(long *)self->base = 1;
-	access.addr = self->base + psize();
+	put(self->base, 0, 1);
+	access.addr = (long *)(self->base + psize());
 	ASSERT_EQ(pthread_create(&thread, NULL, access_memory, &access), 0);
 	ASSERT_EQ(next_event(self, UFFD_PAGEFAULT_FLAG_WP, EVENT_SECS),
 		  (uintptr_t)self->base + psize());
-	EXPECT_NE(*(long *)(self->huge + psize()), 1);
+	EXPECT_NE(get(self->huge, psize()), 1);
 	wp.mode = 0;
 	ASSERT_EQ(ioctl(self->uffd, UFFDIO_WRITEPROTECT, &wp), 0);
 	ASSERT_EQ(pthread_join(thread, NULL), 0);
-	EXPECT_EQ(*(long *)(self->huge + psize()), 1);
+	EXPECT_EQ(get(self->huge, psize()), 1);
 
 	/* What is protected goes away with the data that it protects. */
 	wp.mode = UFFDIO_WRITEPROTECT_MODE_WP;
@@ -752,7 +764,7 @@ TEST_F(base_pages, collapse)
 	ASSERT_EQ(p, self->base);
 	EXPECT_TRUE(has_vm_flag(self->base, " ht"));
 	for_each_sample(self, offset)
-		ASSERT_EQ(*(long *)(self->base + offset), value_at(offset));
+		ASSERT_EQ(get(self->base, offset), value_at(offset));
 	EXPECT_EQ(pfn_of(self->base), pfn);
 }
 
@@ -790,8 +802,8 @@ TEST_F_TIMEOUT(base_pages, migrate, 180)
 	EXPECT_EQ(status, target);
 	EXPECT_NE(pfn_of(self->base), pfn);
 	for_each_sample(self, offset) {
-		ASSERT_EQ(*(long *)(self->base + offset), value_at(offset));
-		ASSERT_EQ(*(long *)(self->huge + offset), value_at(offset));
+		ASSERT_EQ(get(self->base, offset), value_at(offset));
+		ASSERT_EQ(get(self->huge, offset), value_at(offset));
 	}
 	if (free_on_node(self, target))
 		ASSERT_EQ(mbind(self->base, self->len, MPOL_BIND, &nodes, 64,
@@ -817,7 +829,7 @@ TEST_F(base_pages, poison)
 	EXPECT_TRUE(raises_bus(self->base + 7 * psize()));
 	EXPECT_TRUE(raises_bus(self->base + self->size - 1));
 	EXPECT_TRUE(raises_bus(self->huge + 7 * psize()));
-	EXPECT_EQ(*(long *)(self->base + self->size), value_at(self->size));
+	EXPECT_EQ(get(self->base, self->size), value_at(self->size));
 
 	/* The memory is good again: what is still in a file cannot be. */
 	ASSERT_EQ(ftruncate(self->fd, 0), 0);
@@ -825,7 +837,8 @@ TEST_F(base_pages, poison)
 }
 
 struct race {
-	FIXTURE_DATA(base_pages) *self;
+	char *base;
+	unsigned long len;
 	bool stop;
 	unsigned long rounds;
 };
@@ -833,18 +846,17 @@ struct race {
 static void *fault_again(void *arg)
 {
 	struct race *race = arg;
-	FIXTURE_DATA(base_pages) *self = race->self;
 	unsigned long i = 0;
 
 	while (!__atomic_load_n(&race->stop, __ATOMIC_RELAXED)) {
-		char *addr = self->base + i++ * 61 * psize() % self->len;
+		char *addr = race->base + i++ * 61 * psize() % race->len;
 
 		(void)__atomic_load_n(addr, __ATOMIC_RELAXED);
 		__atomic_store_n(addr, 1, __ATOMIC_RELAXED);
 		if (!(i % 64))
-			madvise(self->base + i * psize() % self->size, psize(),
+			madvise(race->base + i * psize() % race->len, psize(),
 				MADV_DONTNEED);
-		race->rounds++;
+		__atomic_fetch_add(&race->rounds, 1, __ATOMIC_RELAXED);
 	}
 	return NULL;
 }
@@ -852,7 +864,7 @@ static void *fault_again(void *arg)
 /* Faults against holes, through both kinds of mappings */
 TEST_F_TIMEOUT(base_pages, races, 120)
 {
-	struct race race = { .self = self };
+	struct race race = { .base = self->base, .len = self->len };
 	pthread_t threads[3];
 	int i, rounds = self->size > 64ul << 20 ? 8 : 400;
 
