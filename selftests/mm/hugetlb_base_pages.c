@@ -836,6 +836,35 @@ TEST_F(base_pages, poison)
 	EXPECT_EQ(pool_write("/sys/kernel/debug/hwpoison/unpoison-pfn", pfn), 0);
 }
 
+/* A process that wants to know of errors early is told which base page it was. */
+TEST_F(base_pages, poison_early)
+{
+	struct sigaction act = {
+		.sa_sigaction = on_bus,
+		.sa_flags = SA_SIGINFO,
+	};
+	unsigned long pfn;
+
+	if (!can_fail_memory())
+		SKIP(return, "no hwpoison-inject");
+	prctl(PR_MCE_KILL, PR_MCE_KILL_SET, PR_MCE_KILL_EARLY, 0, 0);
+	fill(self);
+	ASSERT_EQ(munmap(self->huge, self->len), 0);
+	self->huge = MAP_FAILED;
+	FORCE_READ(*self->base);
+	pfn = pfn_of(self->base);
+	bus_code = 0;
+	sigaction(SIGBUS, &act, NULL);
+	if (!sigsetjmp(bus_env, 1))
+		fail_memory(pfn);
+	signal(SIGBUS, SIG_DFL);
+	EXPECT_EQ(bus_code, BUS_MCEERR_AO);
+	EXPECT_EQ(bus_lsb, __builtin_ctzl(psize()));
+
+	ASSERT_EQ(ftruncate(self->fd, 0), 0);
+	EXPECT_EQ(pool_write("/sys/kernel/debug/hwpoison/unpoison-pfn", pfn), 0);
+}
+
 struct race {
 	char *base;
 	unsigned long len;
