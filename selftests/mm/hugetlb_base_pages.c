@@ -163,11 +163,10 @@ static long value_at(unsigned long offset)
 	return 0x5a5a000000000000 ^ offset;
 }
 
-/* Some base pages of each huge page: the first, the last, and one in each table */
-#define for_each_sample(self, offset)					\
-	for ((offset) = 0; (offset) < (self)->len;			\
-	     (offset) = next_sample((self), (offset)))
-
+/*
+ * The offset of the sample after the one at @offset. Samples are the first and the
+ * last base page of each huge page, and one in each page table.
+ */
 static unsigned long next_sample(FIXTURE_DATA(base_pages) * self,
 				 unsigned long offset)
 {
@@ -194,7 +193,7 @@ static void fill(FIXTURE_DATA(base_pages) * self)
 {
 	unsigned long offset;
 
-	for_each_sample(self, offset)
+	for (offset = 0; offset < self->len; offset = next_sample(self, offset))
 		put(self->huge, offset, value_at(offset));
 }
 
@@ -314,11 +313,11 @@ TEST_F(base_pages, contents)
 	EXPECT_TRUE(has_vm_flag(self->base, " bp"));
 	EXPECT_FALSE(has_vm_flag(self->base, " ht"));
 	fill(self);
-	for_each_sample(self, offset)
+	for (offset = 0; offset < self->len; offset = next_sample(self, offset))
 		ASSERT_EQ(get(self->base, offset), value_at(offset));
-	for_each_sample(self, offset)
+	for (offset = 0; offset < self->len; offset = next_sample(self, offset))
 		put(self->base, offset, ~value_at(offset));
-	for_each_sample(self, offset)
+	for (offset = 0; offset < self->len; offset = next_sample(self, offset))
 		ASSERT_EQ(get(self->huge, offset), ~value_at(offset));
 }
 
@@ -327,12 +326,12 @@ TEST_F(base_pages, hole)
 {
 	unsigned long offset;
 
-	for_each_sample(self, offset)
+	for (offset = 0; offset < self->len; offset = next_sample(self, offset))
 		ASSERT_EQ(get(self->base, offset), 0);
 	EXPECT_EQ(pool_get(self->size, "free_hugepages"),
 		  self->nr_free - NR_PAGES);
 	fill(self);
-	for_each_sample(self, offset)
+	for (offset = 0; offset < self->len; offset = next_sample(self, offset))
 		ASSERT_EQ(get(self->base, offset), value_at(offset));
 }
 
@@ -355,7 +354,7 @@ TEST_F(base_pages, no_pmd)
 	unsigned long offset;
 
 	fill(self);
-	for_each_sample(self, offset)
+	for (offset = 0; offset < self->len; offset = next_sample(self, offset))
 		FORCE_READ(self->base[offset]);
 	EXPECT_EQ(ioctl(self->pagemap_fd, PAGEMAP_SCAN, &arg), 0);
 	/* It is possible to see it. */
@@ -551,7 +550,7 @@ TEST_F(base_pages, fork)
 	pid = fork();
 	ASSERT_GE(pid, 0);
 	if (!pid) {
-		for_each_sample(self, offset)
+		for (offset = 0; offset < self->len; offset = next_sample(self, offset))
 			if (get(self->base, offset) != value_at(offset))
 				_exit(1);
 		put(self->base, 0, 0);
@@ -756,14 +755,14 @@ TEST_F(base_pages, collapse)
 	char *p;
 
 	fill(self);
-	for_each_sample(self, offset)
+	for (offset = 0; offset < self->len; offset = next_sample(self, offset))
 		FORCE_READ(self->base[offset]);
 	pfn = pfn_of(self->base);
 	p = mmap(self->base, self->len, PROT_READ | PROT_WRITE,
 		 MAP_SHARED | MAP_FIXED, self->fd, 0);
 	ASSERT_EQ(p, self->base);
 	EXPECT_TRUE(has_vm_flag(self->base, " ht"));
-	for_each_sample(self, offset)
+	for (offset = 0; offset < self->len; offset = next_sample(self, offset))
 		ASSERT_EQ(get(self->base, offset), value_at(offset));
 	EXPECT_EQ(pfn_of(self->base), pfn);
 }
@@ -786,7 +785,7 @@ TEST_F_TIMEOUT(base_pages, migrate, 180)
 	void *addr = self->base;
 
 	fill(self);
-	for_each_sample(self, offset)
+	for (offset = 0; offset < self->len; offset = next_sample(self, offset))
 		FORCE_READ(self->base[offset]);
 	pfn = pfn_of(self->base);
 	if (move_pages(0, 1, &addr, NULL, &node, 0) || node < 0)
@@ -801,7 +800,7 @@ TEST_F_TIMEOUT(base_pages, migrate, 180)
 	ASSERT_EQ(move_pages(0, 1, &addr, &target, &status, MPOL_MF_MOVE_ALL), 0);
 	EXPECT_EQ(status, target);
 	EXPECT_NE(pfn_of(self->base), pfn);
-	for_each_sample(self, offset) {
+	for (offset = 0; offset < self->len; offset = next_sample(self, offset)) {
 		ASSERT_EQ(get(self->base, offset), value_at(offset));
 		ASSERT_EQ(get(self->huge, offset), value_at(offset));
 	}
@@ -819,7 +818,7 @@ TEST_F(base_pages, poison)
 		SKIP(return, "no hwpoison-inject");
 	prctl(PR_MCE_KILL, PR_MCE_KILL_SET, PR_MCE_KILL_LATE, 0, 0);
 	fill(self);
-	for_each_sample(self, offset)
+	for (offset = 0; offset < self->len; offset = next_sample(self, offset))
 		FORCE_READ(self->base[offset]);
 	pfn = pfn_of(self->base);
 	ASSERT_EQ(fail_memory(pfn + 7), 0);
