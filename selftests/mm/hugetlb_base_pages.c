@@ -24,7 +24,9 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/auxv.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -41,6 +43,10 @@
 #define MAX_RESIZED	(64ul << 20)
 /* Zeroing 1 GiB takes a while. */
 #define EVENT_SECS	60
+#define LIMIT_FILE	"/sys/kernel/debug/folio_map_limit"
+#define LIMIT_MAX_FILE	"/sys/kernel/debug/folio_map_limit_max"
+#define CORE_PATTERN	"/proc/sys/kernel/core_pattern"
+#define CORE_FILE	"/tmp/hugetlb_base_pages.core"
 
 FIXTURE(base_pages)
 {
@@ -50,6 +56,7 @@ FIXTURE(base_pages)
 	int pagemap_fd;
 	int fd;
 	int uffd;
+	unsigned long limit, limit_max;
 	char *huge;		/* the file, by huge pages */
 	char *base;		/* the file, by base pages */
 };
@@ -88,6 +95,13 @@ static char *map_base(FIXTURE_DATA(base_pages) * self)
 		    MAP_SHARED_VALIDATE | MAP_BASE_PAGES, self->fd, 0);
 }
 
+/* How often may a folio be mapped? */
+static void set_limits(unsigned long limit, unsigned long max)
+{
+	write_num(LIMIT_FILE, limit);
+	write_num(LIMIT_MAX_FILE, max);
+}
+
 FIXTURE_SETUP(base_pages)
 {
 	self->size = variant->size;
@@ -95,10 +109,11 @@ FIXTURE_SETUP(base_pages)
 	self->fd = -1;
 	self->uffd = -1;
 	self->pagemap_fd = -1;
+	self->limit = 0;
 	self->huge = MAP_FAILED;
 	self->base = MAP_FAILED;
-#ifndef __x86_64__
-	SKIP(return, "only x86-64 has MAP_BASE_PAGES");
+#if !defined(__x86_64__) && !defined(__aarch64__)
+	SKIP(return, "only x86-64 and arm64 have MAP_BASE_PAGES");
 #endif
 	if (!pool_has(self->size, "nr_hugepages"))
 		SKIP(return, "no huge pages of this size");
@@ -139,6 +154,8 @@ FIXTURE_SETUP(base_pages)
 
 FIXTURE_TEARDOWN(base_pages)
 {
+	if (self->limit)
+		set_limits(self->limit, self->limit_max);
 	if (self->uffd >= 0)
 		close(self->uffd);
 	if (self->base != MAP_FAILED)
@@ -222,56 +239,30 @@ static unsigned long mapped_bytes(FIXTURE_DATA(base_pages) * self)
 static long smaps_kb(char *addr, const char *name)
 {
 	char line[512];
-	unsigned long start, end;
-	bool found = false;
-	long kb = -1;
-	FILE *f;
+	char *entry = __get_smap_entry(addr, name, line, sizeof(line));
 
-	f = fopen("/proc/self/smaps", "r");
-	if (!f)
-		return -1;
-	while (kb < 0 && fgets(line, sizeof(line), f)) {
-		if (sscanf(line, "%lx-%lx ", &start, &end) == 2)
-			found = start <= (uintptr_t)addr && (uintptr_t)addr < end;
-		else if (found && !strncmp(line, name, strlen(name)))
-			kb = atol(line + strlen(name));
-	}
-	fclose(f);
-	return kb;
+	return entry ? atol(entry) : -1;
 }
 
 static bool has_vm_flag(char *addr, const char *flag)
 {
 	char line[512];
-	unsigned long start, end;
-	bool found = false, has = false;
-	FILE *f;
+	char *entry = __get_smap_entry(addr, "VmFlags:", line, sizeof(line));
 
-	f = fopen("/proc/self/smaps", "r");
-	if (!f)
-		return false;
-	while (fgets(line, sizeof(line), f)) {
-		if (sscanf(line, "%lx-%lx ", &start, &end) == 2)
-			found = start <= (uintptr_t)addr && (uintptr_t)addr < end;
-		else if (found && !strncmp(line, "VmFlags:", 8))
-			has = strstr(line, flag);
-	}
-	fclose(f);
-	return has;
+	return entry && strstr(entry, flag);
 }
 
 static long status_kb(const char *name)
 {
-	char line[256];
+	char line[512];
 	long kb = -1;
 	FILE *f;
 
 	f = fopen("/proc/self/status", "r");
 	if (!f)
 		return -1;
-	while (kb < 0 && fgets(line, sizeof(line), f))
-		if (!strncmp(line, name, strlen(name)))
-			kb = atol(line + strlen(name));
+	if (check_for_pattern(f, name, line, sizeof(line)))
+		kb = atol(line + strlen(name));
 	fclose(f);
 	return kb;
 }
@@ -745,6 +736,163 @@ TEST_F(base_pages, write_protected)
 	ASSERT_EQ(pthread_join(thread, NULL), 0);
 }
 
+/* One base page is not accessible: a read of it has an event. */
+TEST_F(base_pages, read_write_protected)
+{
+	struct uffdio_api api = {
+		.api = UFFD_API,
+		.features = UFFD_FEATURE_RWP,
+	};
+	struct uffdio_register reg = {
+		.range = { .start = (uintptr_t)self->base, .len = self->len },
+		.mode = UFFDIO_REGISTER_MODE_RWP,
+	};
+	struct uffdio_rwprotect rwp = {
+		.range = { .len = psize() },
+		.mode = UFFDIO_RWPROTECT_MODE_RWP,
+	};
+	struct access access = {};
+	pthread_t thread;
+
+	self->uffd = syscall(__NR_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+	if (self->uffd < 0 || ioctl(self->uffd, UFFDIO_API, &api))
+		SKIP(return, "no userfaultfd that protects from reads");
+	ASSERT_EQ(ioctl(self->uffd, UFFDIO_REGISTER, &reg), 0);
+	fill(self);
+	FORCE_READ(*self->base);
+	FORCE_READ(self->base[psize()]);
+	put(self->huge, psize(), value_at(psize()));
+	rwp.range.start = (uintptr_t)self->base + psize();
+	ASSERT_EQ(ioctl(self->uffd, UFFDIO_RWPROTECT, &rwp), 0);
+	EXPECT_EQ(get(self->base, 0), value_at(0));
+	access.addr = (long *)(self->base + psize());
+	ASSERT_EQ(pthread_create(&thread, NULL, access_memory, &access), 0);
+	EXPECT_EQ(next_event(self, UFFD_PAGEFAULT_FLAG_RWP, EVENT_SECS),
+		  (uintptr_t)self->base + psize());
+	EXPECT_FALSE(__atomic_load_n(&access.done, __ATOMIC_ACQUIRE));
+	rwp.mode = 0;
+	ASSERT_EQ(ioctl(self->uffd, UFFDIO_RWPROTECT, &rwp), 0);
+	ASSERT_EQ(pthread_join(thread, NULL), 0);
+	EXPECT_EQ(access.value, value_at(psize()));
+}
+
+/* Each PTE counts for the limit of mappings of a folio. */
+TEST_F(base_pages, limit)
+{
+	const unsigned long nr = self->size / psize();
+	char *other;
+
+	if (access(LIMIT_FILE, W_OK))
+		SKIP(return, "needs debugfs, and a kernel with CONFIG_DEBUG_VM");
+	self->limit = read_num(LIMIT_FILE);
+	self->limit_max = read_num(LIMIT_MAX_FILE);
+	fill(self);
+	ASSERT_EQ(munmap(self->huge, self->len), 0);
+	self->huge = MAP_FAILED;
+	if (!open_uffd(self, false, true))
+		SKIP(return, "no userfaultfd");
+	other = map_base(self);
+	ASSERT_NE(other, MAP_FAILED);
+	ASSERT_EQ(uffd_continue(self, 0, self->size), 0);
+	set_limits(nr, nr);
+	EXPECT_TRUE(raises_bus(other));
+	EXPECT_EQ(bus_code, BUS_ADRERR);
+	EXPECT_EQ(uffd_register(self->uffd, other, self->len, false, false, true),
+		  0);
+	EXPECT_EQ(uffd_continue(self, other - self->base, psize()), -EOVERFLOW);
+	EXPECT_EQ(uffd_continue(self, self->size, psize()), 0);
+	set_limits(self->limit, self->limit_max);
+	EXPECT_EQ(uffd_continue(self, other - self->base, psize()), 0);
+	EXPECT_EQ(get(other, 0), value_at(0));
+	EXPECT_EQ(munmap(other, self->len), 0);
+}
+
+static void dump_core(FIXTURE_DATA(base_pages) * self, const char *filter)
+{
+	const struct rlimit all = { RLIM_INFINITY, RLIM_INFINITY };
+	int fd = open("/proc/self/coredump_filter", O_WRONLY);
+
+	if (fd >= 0 && write(fd, filter, strlen(filter)) > 0 &&
+	    !setrlimit(RLIMIT_CORE, &all) && !prctl(PR_SET_DUMPABLE, 1)) {
+		signal(SIGQUIT, SIG_DFL);
+		raise(SIGQUIT);
+	}
+	_exit(1);
+}
+
+/* A program header of a 64-bit ELF file */
+struct core_part {
+	uint32_t type, flags;
+	uint64_t offset, vaddr, paddr, filesz, memsz, align;
+};
+
+/* Find what a core has of the VMA at @addr. */
+static bool find_in_core(int fd, char *addr, struct core_part *part)
+{
+	uint64_t at;
+	uint16_t nr;
+
+	/* e_phoff and e_phnum */
+	if (pread(fd, &at, sizeof(at), 32) != sizeof(at) ||
+	    pread(fd, &nr, sizeof(nr), 56) != sizeof(nr))
+		return false;
+	for (; nr; nr--, at += sizeof(*part)) {
+		if (pread(fd, part, sizeof(*part), at) != sizeof(*part))
+			return false;
+		/* PT_LOAD */
+		if (part->type == 1 && part->vaddr == (uintptr_t)addr)
+			return true;
+	}
+	return false;
+}
+
+/* Is the mapping in the core, whole or not at all? Its contents, if it is. */
+static bool core_has(FIXTURE_DATA(base_pages) * self, bool whole)
+{
+	int fd = open(CORE_FILE, O_RDONLY);
+	struct core_part part;
+	unsigned long offset;
+	bool right;
+	long value;
+
+	right = find_in_core(fd, self->base, &part) &&
+		part.filesz == (whole ? self->len : 0);
+	for (offset = 0; right && whole && offset < self->len;
+	     offset = next_sample(self, offset))
+		right = pread(fd, &value, sizeof(value), part.offset + offset) ==
+			sizeof(value) && value == value_at(offset);
+	close(fd);
+	unlink(CORE_FILE);
+	return right;
+}
+
+/* Bit 6 of the filter: shared memory of hugetlb */
+TEST_F(base_pages, core_dump)
+{
+	static const char * const filters[] = { "0x33", "0x73" };
+	char pattern[256] = {};
+	int i, status, fd;
+	pid_t pid;
+
+	if (self->size > MAX_RESIZED)
+		SKIP(return, "the core would be large");
+	fd = open(CORE_PATTERN, O_RDWR);
+	ASSERT_GE(fd, 0);
+	ASSERT_GT(read(fd, pattern, sizeof(pattern) - 1), 0);
+	fill(self);
+	for (i = 0; i < 2; i++) {
+		ASSERT_GT(pwrite(fd, CORE_FILE, strlen(CORE_FILE), 0), 0);
+		pid = fork();
+		if (!pid)
+			dump_core(self, filters[i]);
+		EXPECT_EQ(waitpid(pid, &status, 0), pid);
+		EXPECT_GT(pwrite(fd, pattern, strlen(pattern), 0), 0);
+		EXPECT_TRUE(WIFSIGNALED(status) && WCOREDUMP(status));
+		EXPECT_TRUE(core_has(self, i));
+	}
+	close(fd);
+}
+
 /*
  * Post-copy is over: map the file by huge pages again, where it was. Nothing is
  * copied or allocated, and what is pinned stays.
@@ -809,10 +957,12 @@ TEST_F_TIMEOUT(base_pages, migrate, 180)
 				MPOL_MF_MOVE_ALL), 0);
 }
 
-/* A memory error: all of the huge page is lost, each base page says where. */
+/* A memory error costs a mapping by base pages one of them. */
 TEST_F(base_pages, poison)
 {
+	char *failed = self->base + 7 * psize();
 	unsigned long pfn, offset;
+	char byte;
 
 	if (!can_fail_memory())
 		SKIP(return, "no hwpoison-inject");
@@ -820,17 +970,75 @@ TEST_F(base_pages, poison)
 	fill(self);
 	for (offset = 0; offset < self->len; offset = next_sample(self, offset))
 		FORCE_READ(self->base[offset]);
+	FORCE_READ(*failed);
 	pfn = pfn_of(self->base);
 	ASSERT_EQ(fail_memory(pfn + 7), 0);
-	EXPECT_TRUE(raises_bus(self->base));
+	EXPECT_TRUE(raises_bus(failed));
 	EXPECT_EQ(bus_code, BUS_MCEERR_AR);
 	EXPECT_EQ(bus_lsb, __builtin_ctzl(psize()));
-	EXPECT_TRUE(raises_bus(self->base + 7 * psize()));
-	EXPECT_TRUE(raises_bus(self->base + self->size - 1));
-	EXPECT_TRUE(raises_bus(self->huge + 7 * psize()));
-	EXPECT_EQ(get(self->base, self->size), value_at(self->size));
+	/* A leaf cannot map a part of it. */
+	EXPECT_TRUE(raises_bus(self->huge + self->size / 2));
+	EXPECT_EQ(pread(self->fd, &byte, 1, 7 * psize()), -1);
+	EXPECT_EQ(errno, EIO);
+	for (offset = 0; offset < self->len; offset = next_sample(self, offset)) {
+		ASSERT_TRUE(populated(self, offset));
+		ASSERT_EQ(get(self->base, offset), value_at(offset));
+	}
+
+	/* Faults map what is left, the first page as well. */
+	ASSERT_EQ(madvise(self->base, self->len, MADV_DONTNEED), 0);
+	for (offset = 0; offset < self->len; offset = next_sample(self, offset))
+		ASSERT_EQ(get(self->base, offset), value_at(offset));
+	EXPECT_FALSE(populated(self, 7 * psize()));
+	EXPECT_TRUE(raises_bus(failed));
+	EXPECT_EQ(bus_code, BUS_MCEERR_AR);
+	EXPECT_EQ(bus_lsb, __builtin_ctzl(psize()));
+
+	/* A second one, whose struct page has the flags of the folio */
+	ASSERT_EQ(fail_memory(pfn), 0);
+	EXPECT_TRUE(raises_bus(self->base));
+	EXPECT_EQ(bus_code, BUS_MCEERR_AR);
+	EXPECT_TRUE(raises_bus(failed));
+	for (offset = next_sample(self, 0); offset < self->len;
+	     offset = next_sample(self, offset))
+		ASSERT_EQ(get(self->base, offset), value_at(offset));
 
 	/* The memory is good again: what is still in a file cannot be. */
+	ASSERT_EQ(ftruncate(self->fd, 0), 0);
+	EXPECT_EQ(pool_write("/sys/kernel/debug/hwpoison/unpoison-pfn", pfn), 0);
+}
+
+/* A page that has failed cannot be mapped, and an access to it is no event. */
+TEST_F(base_pages, poison_minor)
+{
+	unsigned long pfn, offset;
+
+	if (!can_fail_memory())
+		SKIP(return, "no hwpoison-inject");
+	prctl(PR_MCE_KILL, PR_MCE_KILL_SET, PR_MCE_KILL_LATE, 0, 0);
+	fill(self);
+	for (offset = 0; offset < 16 * psize(); offset += psize())
+		put(self->huge, offset, value_at(offset));
+	FORCE_READ(*self->base);
+	pfn = pfn_of(self->base);
+	ASSERT_EQ(madvise(self->base, self->len, MADV_DONTNEED), 0);
+	if (!open_uffd(self, false, true))
+		SKIP(return, "no userfaultfd");
+	ASSERT_EQ(fail_memory(pfn + 7), 0);
+
+	/* The pages before it are mapped. */
+	EXPECT_EQ(uffd_continue(self, 6 * psize(), 4 * psize()), -EAGAIN);
+	EXPECT_EQ(uffd_continue(self, 6 * psize(), psize()), -EEXIST);
+	EXPECT_EQ(uffd_continue(self, 7 * psize(), psize()), -EIO);
+	EXPECT_EQ(uffd_continue(self, 8 * psize(), 8 * psize()), 0);
+	for (offset = 6 * psize(); offset < 16 * psize(); offset += psize())
+		if (offset != 7 * psize())
+			EXPECT_EQ(get(self->base, offset), value_at(offset));
+	EXPECT_FALSE(populated(self, 7 * psize()));
+	EXPECT_TRUE(raises_bus(self->base + 7 * psize()));
+	EXPECT_EQ(bus_code, BUS_MCEERR_AR);
+	EXPECT_EQ(next_event(self, UFFD_PAGEFAULT_FLAG_MINOR, 0), 0);
+
 	ASSERT_EQ(ftruncate(self->fd, 0), 0);
 	EXPECT_EQ(pool_write("/sys/kernel/debug/hwpoison/unpoison-pfn", pfn), 0);
 }
@@ -864,6 +1072,91 @@ TEST_F(base_pages, poison_early)
 	EXPECT_EQ(pool_write("/sys/kernel/debug/hwpoison/unpoison-pfn", pfn), 0);
 }
 
+#ifdef __aarch64__
+static bool allow_tags(char *map, unsigned long len)
+{
+	return getauxval(AT_HWCAP2) & HWCAP2_MTE &&
+	       !mprotect(map, len, PROT_READ | PROT_WRITE | PROT_MTE);
+}
+
+static void set_tag(char *addr, uintptr_t tag)
+{
+	asm volatile(".arch armv8.5-a+memtag\n\tstg %0, [%0]"
+		     : : "r" ((uintptr_t)addr | tag << 56) : "memory");
+}
+
+static int get_tag(char *addr)
+{
+	uintptr_t tagged = (uintptr_t)addr;
+
+	asm volatile(".arch armv8.5-a+memtag\n\tldg %0, [%0]"
+		     : "+r" (tagged) : : "memory");
+	return tagged >> 56 & 15;
+}
+#else
+static bool allow_tags(char *map, unsigned long len)
+{
+	return false;
+}
+
+static void set_tag(char *addr, uintptr_t tag)
+{
+}
+
+static int get_tag(char *addr)
+{
+	return 0;
+}
+#endif
+
+/*
+ * The first access to a huge page gives new memory tags to all of it, and to
+ * nothing else, whichever base page is accessed.
+ */
+TEST_F(base_pages, tagged)
+{
+	unsigned long offset;
+
+	if (!allow_tags(self->huge, self->len) || !allow_tags(self->base, self->len))
+		SKIP(return, "no memory tags");
+	for (offset = 0; offset < self->len; offset += psize())
+		set_tag(self->huge + offset, 3);
+	ASSERT_EQ(fallocate(self->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+			    0, self->size), 0);
+	FORCE_READ(self->base[self->size - psize()]);
+	for (offset = 0; offset < self->size; offset += psize())
+		ASSERT_EQ(get_tag(self->base + offset), 0);
+	for (; offset < self->len; offset += psize())
+		ASSERT_EQ(get_tag(self->base + offset), 3);
+	set_tag(self->base + psize(), 5);
+	EXPECT_EQ(get_tag(self->huge + psize()), 5);
+}
+
+static void *read_page(void *arg)
+{
+	raises_bus(arg);
+	return NULL;
+}
+
+/* A fault in a hole does not fill it behind the end of the file. */
+TEST_F_TIMEOUT(base_pages, fill_against_truncate, 120)
+{
+	const int rounds = self->size > MAX_RESIZED ? 2 : 100;
+	pthread_t thread;
+	int i;
+
+	for (i = 0; i < rounds; i++) {
+		ASSERT_EQ(ftruncate(self->fd, self->size), 0);
+		ASSERT_EQ(ftruncate(self->fd, self->len), 0);
+		ASSERT_EQ(pthread_create(&thread, NULL, read_page,
+					 self->base + self->size), 0);
+		usleep(i * 50);
+		ASSERT_EQ(ftruncate(self->fd, self->size), 0);
+		ASSERT_EQ(pthread_join(thread, NULL), 0);
+		ASSERT_EQ(pool_get(self->size, "free_hugepages"), self->nr_free);
+	}
+}
+
 struct race {
 	char *base;
 	unsigned long len;
@@ -894,8 +1187,11 @@ TEST_F_TIMEOUT(base_pages, races, 120)
 {
 	struct race race = { .base = self->base, .len = self->len };
 	pthread_t threads[3];
-	int i, rounds = self->size > 64ul << 20 ? 8 : 400;
+	int i, rounds = self->size > MAX_RESIZED ? 8 : 400;
+	const char *soak = getenv("BASE_PAGES_ROUNDS");
 
+	if (soak)
+		rounds = atoi(soak);
 	if (self->nr_free < POOL_PAGES)
 		SKIP(return, "%d huge pages cannot be had", POOL_PAGES);
 
