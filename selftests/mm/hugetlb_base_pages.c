@@ -235,11 +235,32 @@ static unsigned long mapped_bytes(FIXTURE_DATA(base_pages) * self)
 	return mapped;
 }
 
-/* A number of kB in /proc/self/smaps that begins with @name, of the VMA at @addr */
+/*
+ * Find the line of /proc/self/smaps that begins with @name, of the VMA that starts
+ * at @addr. Returns what follows, or NULL.
+ */
+static char *smaps_entry(char *addr, const char *name, char *line, size_t len)
+{
+	char *entry = NULL;
+	char start[32];
+	FILE *f;
+
+	f = fopen("/proc/self/smaps", "r");
+	if (!f)
+		return NULL;
+	snprintf(start, sizeof(start), "%08lx-", (unsigned long)addr);
+	if (check_for_pattern(f, start, line, len) &&
+	    check_for_pattern(f, name, line, len))
+		entry = line + strlen(name);
+	fclose(f);
+	return entry;
+}
+
+/* A number of kB */
 static long smaps_kb(char *addr, const char *name)
 {
 	char line[512];
-	char *entry = __get_smap_entry(addr, name, line, sizeof(line));
+	char *entry = smaps_entry(addr, name, line, sizeof(line));
 
 	return entry ? atol(entry) : -1;
 }
@@ -247,7 +268,7 @@ static long smaps_kb(char *addr, const char *name)
 static bool has_vm_flag(char *addr, const char *flag)
 {
 	char line[512];
-	char *entry = __get_smap_entry(addr, "VmFlags:", line, sizeof(line));
+	char *entry = smaps_entry(addr, "VmFlags:", line, sizeof(line));
 
 	return entry && strstr(entry, flag);
 }
