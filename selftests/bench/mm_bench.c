@@ -419,7 +419,7 @@ static void reuse(const char *size, unsigned int kb, int repeats)
 #define MAP_BASE_PAGES	0x200000
 #endif
 
-/* UFFDIO_CONTINUE of 64 MiB, by so many bytes at once */
+/* UFFDIO_CONTINUE of 64 MiB, by so many bytes at once, and unmapping it */
 static void uffd_continue(int uffd, char *p, size_t step, const char *what,
 			  const char *kind)
 {
@@ -428,8 +428,6 @@ static void uffd_continue(int uffd, char *p, size_t step, const char *what,
 	uint64_t start;
 	size_t offset;
 
-	if (madvise(p, 64 * MB, MADV_DONTNEED))
-		err(1, "MADV_DONTNEED");
 	start = now();
 	for (offset = 0; offset < 64 * MB; offset += step) {
 		cont.range.start = (uintptr_t)p + offset;
@@ -437,6 +435,11 @@ static void uffd_continue(int uffd, char *p, size_t step, const char *what,
 			err(1, "UFFDIO_CONTINUE");
 	}
 	snprintf(name, sizeof(name), "%s-%s", what, kind);
+	report(name, start);
+	start = now();
+	if (madvise(p, 64 * MB, MADV_DONTNEED))
+		err(1, "MADV_DONTNEED");
+	snprintf(name, sizeof(name), "%s-%s-unmap", what, kind);
 	report(name, start);
 }
 
