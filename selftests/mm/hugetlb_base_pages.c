@@ -1064,6 +1064,75 @@ TEST_F(base_pages, poison_minor)
 	EXPECT_EQ(pool_write("/sys/kernel/debug/hwpoison/unpoison-pfn", pfn), 0);
 }
 
+static void *populate_page(void *addr)
+{
+	madvise(addr, psize(), MADV_POPULATE_READ);
+	return NULL;
+}
+
+/* No fault maps a page while it fails, if another one has failed before. */
+TEST_F_TIMEOUT(base_pages, poison_against_fault, 120)
+{
+	const int rounds = 20;
+	unsigned long pfn;
+	pthread_t thread;
+	int i, ret;
+
+	if (!can_fail_memory())
+		SKIP(return, "no hwpoison-inject");
+	prctl(PR_MCE_KILL, PR_MCE_KILL_SET, PR_MCE_KILL_LATE, 0, 0);
+	fill(self);
+	FORCE_READ(*self->base);
+	pfn = pfn_of(self->base);
+	ASSERT_EQ(fail_memory(pfn), 0);
+	for (i = 1; i <= rounds; i++) {
+		char *addr = self->base + i * psize();
+
+		ASSERT_EQ(madvise(self->base, self->len, MADV_DONTNEED), 0);
+		ASSERT_EQ(pthread_create(&thread, NULL, populate_page, addr), 0);
+		usleep(i * 50);
+		ret = fail_memory(pfn + i);
+		/* If no page of the folio was mapped */
+		if (ret != -EHWPOISON)
+			EXPECT_EQ(ret, 0);
+		ASSERT_EQ(pthread_join(thread, NULL), 0);
+		ASSERT_TRUE(raises_bus(addr))
+			TH_LOG("page %d is mapped after it has failed", i);
+		EXPECT_EQ(bus_code, BUS_MCEERR_AR);
+	}
+	for (; i < 2 * rounds; i++)
+		EXPECT_FALSE(raises_bus(self->base + i * psize()));
+
+	ASSERT_EQ(ftruncate(self->fd, 0), 0);
+	EXPECT_EQ(pool_write("/sys/kernel/debug/hwpoison/unpoison-pfn", pfn), 0);
+}
+
+/* Base pages that stay mapped do not hide that others use the folio. */
+TEST_F(base_pages, poison_referenced)
+{
+	struct iovec iov = { .iov_base = self->base, .iov_len = 1 };
+	unsigned long pfn;
+	int pipe_fds[2];
+
+	if (!can_fail_memory())
+		SKIP(return, "no hwpoison-inject");
+	prctl(PR_MCE_KILL, PR_MCE_KILL_SET, PR_MCE_KILL_LATE, 0, 0);
+	fill(self);
+	FORCE_READ(*self->base);
+	FORCE_READ(self->base[psize()]);
+	pfn = pfn_of(self->base);
+	ASSERT_EQ(pipe(pipe_fds), 0);
+	ASSERT_EQ(vmsplice(pipe_fds[1], &iov, 1, 0), 1);
+	EXPECT_EQ(fail_memory(pfn), -EBUSY);
+	EXPECT_TRUE(raises_bus(self->base));
+	EXPECT_TRUE(populated(self, psize()));
+	close(pipe_fds[0]);
+	close(pipe_fds[1]);
+
+	ASSERT_EQ(ftruncate(self->fd, 0), 0);
+	EXPECT_EQ(pool_write("/sys/kernel/debug/hwpoison/unpoison-pfn", pfn), 0);
+}
+
 /* A process that wants to know of errors early is told which base page it was. */
 TEST_F(base_pages, poison_early)
 {

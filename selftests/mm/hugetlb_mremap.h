@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
  * What tests of mremap() with hugetlb mappings share: sizes and pools of huge
- * pages, a control group, and allocations that fail.
+ * pages, children that may hang, a control group, and allocations that fail.
  */
 
 #ifndef __HUGETLB_MREMAP_H__
@@ -13,19 +13,26 @@
 #include <linux/memfd.h>
 #include <sched.h>
 #include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 #include "kselftest_harness.h"
 #include "vm_util.h"
 #include "hugepage_settings.h"
 
 #define MAX_SIZES	8
+#define HANG_SECONDS	40
+#define MAX_NODES	1024
+#define BITS_PER_LONG	(8 * (int)sizeof(long))
 
 /* The main process restores the pools when it exits, whatever happens. */
 static void __attribute__((constructor)) save_settings(void)
@@ -131,7 +138,8 @@ static inline int hugetlb_memfd(unsigned long size)
 			    MFD_HUGETLB | (shift << MFD_HUGE_SHIFT));
 }
 
-static inline unsigned long *word(char *p, unsigned long size, unsigned long page)
+static inline unsigned long *word(char *p, unsigned long size,
+				  unsigned long page)
 {
 	return (unsigned long *)(p + page * size + size / 2);
 }
@@ -152,8 +160,8 @@ static inline bool is_mapped(char *addr, unsigned long len)
 }
 
 /*
- * For system calls of mremap() with neither MREMAP_FIXED nor MREMAP_DONTUNMAP: they
- * have four arguments, and whatever the register of the fifth contains.
+ * For system calls of mremap() with neither MREMAP_FIXED nor MREMAP_DONTUNMAP:
+ * they have four arguments, and whatever the register of the fifth contains.
  */
 #define NO_NEW_ADDR	((char *)0x5a5a5a5bUL)
 
@@ -168,6 +176,229 @@ static inline bool is_unmapped(char *addr, unsigned long len)
 	return true;
 }
 
+/* Children report here: stdout would be kept open by one that hangs. */
+struct report {
+	char msg[512];
+	unsigned int step;
+	bool stop;
+	/* Pages whose memory was said to have failed */
+	unsigned int nr_bad;
+	unsigned long bad[64];
+};
+
+static inline struct report *new_report(void)
+{
+	return mmap(NULL, sizeof(struct report), PROT_READ | PROT_WRITE,
+		    MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+}
+
+/* For children, which must not exit like the main process does. */
+static inline void __printf(3, 4) __noreturn
+finish(struct report *report, int code, const char *fmt, ...)
+{
+	va_list ap;
+
+	va_start(ap, fmt);
+	vsnprintf(report->msg, sizeof(report->msg), fmt, ap);
+	va_end(ap);
+	__atomic_store_n(&report->stop, true, __ATOMIC_RELEASE);
+	_exit(code);
+}
+
+#define give_up(report, ...)	finish(report, KSFT_FAIL, __VA_ARGS__)
+
+/* Returns the start of @len bytes of unused address space. */
+static inline char *reserve_arena(struct report *report, unsigned long long len,
+				  unsigned long align)
+{
+	char *p = MAP_FAILED;
+
+	len += align;
+	if (len <= SIZE_MAX)
+		p = mmap(NULL, len, PROT_NONE,
+			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (p == MAP_FAILED)
+		finish(report, KSFT_SKIP, "skipped, no %llu MB of address space",
+		       len >> 20);
+	return (char *)(((unsigned long)p + align - 1) & -align);
+}
+
+static inline void map_file(struct report *report, char *addr, size_t len,
+			    int prot, int fd)
+{
+	if (mmap(addr, len, prot, MAP_SHARED | MAP_NORESERVE | MAP_FIXED, fd,
+		 0) != addr)
+		give_up(report, "mmap() of a file: %s", strerror(errno));
+}
+
+/* A child is not to outlive its parent, whatever becomes of that. */
+static inline void die_with_parent(pid_t parent)
+{
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	if (getppid() != parent)
+		_exit(KSFT_FAIL);
+}
+
+/* Fork a child that does not keep the files open that others wait for. */
+static inline pid_t fork_child(struct report *report)
+{
+	pid_t pid, parent = getpid();
+
+	memset(report, 0, sizeof(*report));
+	pid = fork();
+	if (pid)
+		return pid;
+
+	die_with_parent(parent);
+	if (!freopen("/dev/null", "r", stdin) ||
+	    !freopen("/dev/null", "w", stdout) ||
+	    !freopen("/dev/null", "w", stderr))
+		give_up(report, "/dev/null: %s", strerror(errno));
+	return 0;
+}
+
+/* Returns false if the child is still there after HANG_SECONDS. */
+static inline bool wait_child(pid_t pid, int *status)
+{
+	int i;
+
+	for (i = 0; i < HANG_SECONDS * 20; i++) {
+		if (waitpid(pid, status, WNOHANG) == pid)
+			return true;
+		usleep(50 * 1000);
+	}
+	return false;
+}
+
+/* Wait for the children of children that are gone, but not for ever. */
+static inline void reap_orphans(void)
+{
+	int i;
+
+	for (i = 0; i < HANG_SECONDS * 20; i++) {
+		pid_t pid = waitpid(-1, NULL, WNOHANG);
+
+		if (pid < 0)
+			break;
+		if (!pid)
+			usleep(50 * 1000);
+	}
+}
+
+/*
+ * Wait for a child that runs a test with pages of @size, and check and log what
+ * became of it. Returns false if it was skipped. @what is what might hang: then
+ * the test ends here.
+ */
+static inline bool child_has_run(struct __test_metadata *_metadata,
+				 struct report *report, pid_t pid,
+				 unsigned long size, const char *what)
+{
+	bool gone;
+	int status;
+
+	gone = wait_child(pid, &status);
+	/* There may be another process, which waits for this one. */
+	__atomic_store_n(&report->stop, true, __ATOMIC_RELEASE);
+	if (!gone)
+		kill(pid, SIGKILL);
+	ASSERT_TRUE(gone) {
+		TH_LOG("%s of %lu kB pages hung", what, size >> 10);
+	}
+	if (report->msg[0])
+		TH_LOG("%lu kB pages: %s", size >> 10, report->msg);
+	EXPECT_TRUE(WIFEXITED(status)) {
+		TH_LOG("%lu kB pages: killed by signal %d", size >> 10,
+		       WTERMSIG(status));
+	}
+	if (!WIFEXITED(status))
+		return true;
+	if (WEXITSTATUS(status) == KSFT_SKIP)
+		return false;
+	EXPECT_EQ(WEXITSTATUS(status), KSFT_PASS);
+	return true;
+}
+
+/* Enough entries to have some in every table, and neighbours at their ends. */
+static inline int pages_to_use(unsigned long *pages, unsigned long nr)
+{
+	const unsigned long want[] = { 0, 1, nr / 2, nr / 2 + 1, nr - 3,
+				       nr - 2, nr - 1 };
+	unsigned int i, count = 0;
+
+	for (i = 0; i < ARRAY_SIZE(want); i++)
+		if (want[i] < nr && (!count || want[i] > pages[count - 1]))
+			pages[count++] = want[i];
+	return count;
+}
+
+static inline void set_words(char *p, unsigned long size, unsigned long nr,
+			     unsigned long salt)
+{
+	unsigned long pages[8];
+	int i, count = pages_to_use(pages, nr);
+
+	for (i = 0; i < count; i++)
+		*word(p, size, pages[i]) = pages[i] + salt;
+}
+
+static inline void check_words(struct report *report, const char *when, char *p,
+			       unsigned long size, unsigned long nr,
+			       unsigned long salt)
+{
+	unsigned long pages[8];
+	int i, count = pages_to_use(pages, nr);
+
+	for (i = 0; i < count; i++) {
+		unsigned long val = *word(p, size, pages[i]);
+
+		if (val != pages[i] + salt)
+			give_up(report, "%lu kB page %lu %s: read %#lx, expected %#lx",
+				size >> 10, pages[i], when, val,
+				pages[i] + salt);
+	}
+}
+
+static inline void wait_step(struct report *report, unsigned int step,
+			     pid_t peer)
+{
+	int status;
+
+	while (__atomic_load_n(&report->step, __ATOMIC_ACQUIRE) != step) {
+		/* The other process has given up, or hangs. */
+		if (__atomic_load_n(&report->stop, __ATOMIC_ACQUIRE))
+			_exit(KSFT_FAIL);
+		if (peer && waitpid(peer, &status, WNOHANG) == peer &&
+		    WIFSIGNALED(status))
+			give_up(report, "the other process was killed by signal %d",
+				WTERMSIG(status));
+		usleep(1000);
+	}
+}
+
+static inline void set_step(struct report *report, unsigned int step)
+{
+	__atomic_store_n(&report->step, step, __ATOMIC_RELEASE);
+}
+
+static inline bool node_has_memory(int node)
+{
+	unsigned long kb = 0;
+	char path[64], line[256];
+	FILE *f;
+
+	snprintf(path, sizeof(path), "/sys/devices/system/node/node%d/meminfo",
+		 node);
+	f = fopen(path, "r");
+	if (!f)
+		return false;
+	while (fgets(line, sizeof(line), f))
+		if (sscanf(line, "Node %*d MemTotal: %lu", &kb) == 1)
+			break;
+	fclose(f);
+	return kb;
+}
+
 /* A control group of its own for a test, for the limits of the hugetlb one. */
 struct test_cgroup {
 	char root[64];
@@ -175,7 +406,8 @@ struct test_cgroup {
 	bool enabled;
 };
 
-static inline bool cgroup_write(const char *dir, const char *file, const char *val)
+static inline bool cgroup_write(const char *dir, const char *file,
+				const char *val)
 {
 	char path[PATH_MAX];
 	bool written;
@@ -190,7 +422,8 @@ static inline bool cgroup_write(const char *dir, const char *file, const char *v
 	return written;
 }
 
-static inline bool cgroup_lists(const char *dir, const char *file, const char *what)
+static inline bool cgroup_lists(const char *dir, const char *file,
+				const char *what)
 {
 	char path[PATH_MAX], buf[512];
 
@@ -215,7 +448,8 @@ static inline void rsvd_path(char *path, size_t len, const char *cgroup,
 }
 
 /* Returns why there is no cgroup to be had, or NULL. */
-static inline const char *make_cgroup(struct test_cgroup *cgroup, unsigned long size)
+static inline const char *make_cgroup(struct test_cgroup *cgroup,
+				      unsigned long size)
 {
 	char line[512], dir[64], type[32], path[PATH_MAX];
 	FILE *f = fopen("/proc/mounts", "r");
@@ -325,8 +559,8 @@ static inline void fail_nth_failed(void)
 }
 
 /*
- * mremap() while the allocation @nth fails. Sets @injected to whether there were
- * so many. Returns what mremap() does, with errno as it is then.
+ * mremap() while the allocation @nth fails. Sets @injected to whether there
+ * were so many. Returns what mremap() does, with errno as it is then.
  */
 static inline char *mremap_failing(unsigned int nth, char *from,
 				   unsigned long old_len, unsigned long new_len,
