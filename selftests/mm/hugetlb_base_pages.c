@@ -30,6 +30,7 @@
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
+#include "../../../../mm/gup_test.h"
 #include "hugetlb_pool.h"
 
 #ifndef MAP_BASE_PAGES
@@ -1107,27 +1108,35 @@ TEST_F_TIMEOUT(base_pages, poison_against_fault, 120)
 	EXPECT_EQ(pool_write("/sys/kernel/debug/hwpoison/unpoison-pfn", pfn), 0);
 }
 
-/* Base pages that stay mapped do not hide that others use the folio. */
-TEST_F(base_pages, poison_referenced)
+/* That good base pages stay mapped does not hide that the folio is pinned. */
+TEST_F(base_pages, poison_pinned)
 {
-	struct iovec iov = { .iov_base = self->base, .iov_len = 1 };
+	struct pin_longterm_test args = {
+		.addr = (unsigned long)self->base,
+		.size = psize(),
+	};
 	unsigned long pfn;
-	int pipe_fds[2];
+	int fd;
 
 	if (!can_fail_memory())
 		SKIP(return, "no hwpoison-inject");
+	fd = open("/sys/kernel/debug/gup_test", O_RDWR);
+	if (fd < 0)
+		SKIP(return, "no gup_test");
 	prctl(PR_MCE_KILL, PR_MCE_KILL_SET, PR_MCE_KILL_LATE, 0, 0);
 	fill(self);
-	FORCE_READ(*self->base);
-	FORCE_READ(self->base[psize()]);
+	ASSERT_EQ(ioctl(fd, PIN_LONGTERM_TEST_START, &args), 0);
 	pfn = pfn_of(self->base);
-	ASSERT_EQ(pipe(pipe_fds), 0);
-	ASSERT_EQ(vmsplice(pipe_fds[1], &iov, 1, 0), 1);
+	FORCE_READ(self->base[psize()]);
+	FORCE_READ(self->base[2 * psize()]);
 	EXPECT_EQ(fail_memory(pfn), -EBUSY);
+	EXPECT_EQ(fail_memory(pfn + 1), -EBUSY);
+	EXPECT_EQ(ioctl(fd, PIN_LONGTERM_TEST_STOP), 0);
+	EXPECT_EQ(fail_memory(pfn + 2), 0);
 	EXPECT_TRUE(raises_bus(self->base));
-	EXPECT_TRUE(populated(self, psize()));
-	close(pipe_fds[0]);
-	close(pipe_fds[1]);
+	EXPECT_TRUE(raises_bus(self->base + psize()));
+	EXPECT_TRUE(raises_bus(self->base + 2 * psize()));
+	close(fd);
 
 	ASSERT_EQ(ftruncate(self->fd, 0), 0);
 	EXPECT_EQ(pool_write("/sys/kernel/debug/hwpoison/unpoison-pfn", pfn), 0);
