@@ -33,7 +33,7 @@ die() {
 
 # usage: prints the comment block below the #! line of the calling script
 usage() {
-	sed -n '2,/^[^#]/{s/^# \{0,1\}//p}' "$0"
+	sed -n '2,/^[^#]/{/^# shellcheck /d;s/^# \{0,1\}//p}' "$0"
 	exit 0
 }
 

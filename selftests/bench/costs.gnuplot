@@ -4,7 +4,7 @@ stats data using 2 every ::1 nooutput
 rows = STATS_records
 set terminal svg size 760,18*rows+90 dynamic background "white"
 set output file
-set title "instructions of the series for one of the base"
+set title "instructions of the series for one of the base (left of 1: saved)"
 set logscale x
 set xrange [1e-6:10]
 set format x "%g"
