@@ -101,7 +101,8 @@ static inline bool hvo_on_command_line(void)
 	/* The last one counts */
 	for (next = cmdline; (next = strstr(next, param)); next = value)
 		value = next + strlen(param);
-	return value && (strchr("1tTyY", *value) || !strncmp(value, "on", 2));
+	return value && *value &&
+	       (strchr("1tTyY", *value) || !strncmp(value, "on", 2));
 }
 
 /*
